@@ -1,0 +1,22 @@
+"""Serve an AI agent the way Amazon Bedrock AgentCore Runtime does, anywhere.
+
+The names are the reference runtime's on purpose: an agent written for it moves here by changing one import line.
+"""
+
+from service.app import BedrockAgentCoreApp
+from service.plugin import AgentCorePlugin
+from service.protocol.context import BedrockAgentCoreContext, RequestContext
+from service.protocol.models import PingStatus
+from service.protocol.settings import Settings, SettingsError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AgentCorePlugin",
+    "BedrockAgentCoreApp",
+    "BedrockAgentCoreContext",
+    "PingStatus",
+    "RequestContext",
+    "Settings",
+    "SettingsError",
+]

@@ -1,0 +1,114 @@
+"""``BedrockAgentCoreApp``: an agent as an application of its own."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from litestar import Litestar
+from litestar.middleware import DefineMiddleware
+from litestar.openapi import OpenAPIConfig
+
+from service.authoring import AgentAuthoring, AnyFunction
+from service.errors import EXCEPTION_HANDLERS
+from service.plugin import AgentCorePlugin
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+
+
+class BedrockAgentCoreApp(AgentAuthoring, Litestar):
+    """An agent, served as Amazon Bedrock AgentCore Runtime serves it. It is a ``litestar.Litestar``.
+
+    An agent written for the reference runtime moves here by importing this class in the place of that one's.
+
+    Args:
+        debug: Whether payloads may ask for debug actions, and Litestar's debug mode is on.
+        lifespan: An async context manager function of the app, as Starlette takes it, or a sequence of them, as
+            Litestar does.
+        middleware: Litestar middleware, or Starlette's ``Middleware(...)`` entries.
+        **litestar_options: Whatever ``litestar.Litestar`` takes: ``route_handlers``, ``plugins``,
+            ``exception_handlers``, ``openapi_config``, ``cors_config`` and so on.
+
+    Raises:
+        SettingsError: An ``AGENTCORE_*`` variable makes no sense.
+    """
+
+    logger: logging.Logger
+    """A logger for the author's own lines."""
+
+    def __init__(
+        self,
+        debug: bool = False,
+        lifespan: Lifespan | Sequence[Any] | None = None,
+        middleware: Sequence[Any] | None = None,
+        **litestar_options: Any,
+    ) -> None:
+        self._plugin = AgentCorePlugin(debug=debug, logging=True)
+        self.agent = self._plugin.agent
+        options = dict(litestar_options)
+        options["plugins"] = [self._plugin, *(options.get("plugins") or ())]
+        options["exception_handlers"] = {**EXCEPTION_HANDLERS, **(options.get("exception_handlers") or {})}
+        options.setdefault("logging_config", None)  # Litestar's default would set up the host program's root logger
+        options.setdefault("openapi_config", OpenAPIConfig(title="Agent", version="1"))
+        super().__init__(
+            debug=debug,
+            lifespan=[lifespan] if callable(lifespan) else lifespan,
+            middleware=[_litestar_middleware(entry) for entry in middleware or ()],
+            **options,
+        )
+        if litestar_options.get("logging_config") is None:
+            self.get_logger = logging.getLogger
+            self.logger = logging.getLogger(__name__)
+
+    def entrypoint(self, function: AnyFunction) -> AnyFunction:  # noqa: D102 - inherited
+        self._plugin.entrypoint(function)
+        # ``handler.run()`` starts the server. An object may have a ``run`` of its own, which is left alone.
+        if not hasattr(type(function), "run"):
+            with contextlib.suppress(AttributeError, TypeError):
+                function.run = self._run_entrypoint  # type: ignore[attr-defined]
+        return function
+
+    entrypoint.__doc__ = AgentAuthoring.entrypoint.__doc__
+
+    def _run_entrypoint(self, port: int = 8080, host: str | None = None) -> None:
+        self.run(port, host)
+
+    def run(self, port: int = 8080, host: str | None = None, **kwargs: Any) -> None:
+        """Serve the agent with uvicorn until the process is told to end.
+
+        Args:
+            port: The port to listen on.
+            host: The address to listen on; by default ``0.0.0.0`` inside a container and ``127.0.0.1`` elsewhere.
+            **kwargs: Options of ``uvicorn.run``, which win over the defaults.
+        """
+        options: dict[str, Any] = {
+            "host": host or default_host(),
+            "port": port,
+            "access_log": self.debug,
+            "log_level": self.agent.settings.log_level.lower(),
+        }
+        if self._plugin.configure_logging():
+            options["log_config"] = None
+        uvicorn.run(self, **(options | kwargs))
+
+
+def default_host() -> str:
+    """The address to listen on where none is given.
+
+    Returns:
+        ``0.0.0.0`` inside a container, where only the platform can reach it; ``127.0.0.1`` elsewhere.
+    """
+    variables = ("DOCKER_CONTAINER", "KUBERNETES_SERVICE_HOST")
+    inside = Path("/.dockerenv").exists() or any(os.environ.get(variable) for variable in variables)
+    return "0.0.0.0" if inside else "127.0.0.1"  # noqa: S104 - a container's port is of no use otherwise
+
+
+def _litestar_middleware(entry: Any) -> Any:
+    """Litestar's form of a Starlette ``Middleware(cls, *args, **kwargs)``; anything else as it is."""
+    if not callable(entry) and hasattr(entry, "cls") and hasattr(entry, "kwargs"):
+        return DefineMiddleware(entry.cls, *getattr(entry, "args", ()), **entry.kwargs)
+    return entry

@@ -1,0 +1,161 @@
+"""The entrance: a Litestar plugin that puts an agent into an application."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from litestar import Litestar
+from litestar.config.app import AppConfig
+from litestar.plugins import CLIPlugin, InitPlugin, ReceiveRoutePlugin
+from litestar.routes import BaseRoute, HTTPRoute
+
+from service.authoring import AgentAuthoring, AnyFunction
+from service.controllers.health import health_controller
+from service.controllers.invocations import invocations_controller, is_invocations_handler
+from service.controllers.websocket import websocket_controller
+from service.exchange import InvocationExchange
+from service.openapi import PayloadSchemaPlugin, document_payload
+from service.protocol.context import current_request
+from service.protocol.settings import Settings
+from service.responses import as_responder
+from service.runtime.agent import Agent
+from telemetry.logs import configure_logging, uvicorn_unconfigured
+
+if TYPE_CHECKING:
+    from litestar.handlers import HTTPRouteHandler
+
+
+class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRoutePlugin, CLIPlugin):
+    """Serves an agent inside a Litestar application, beside whatever else is there.
+
+    ``Litestar(plugins=[AgentCorePlugin(handler)])`` adds ``/invocations``, ``/ping``, ``/ready`` and ``/ws``. The
+    application keeps its own routes, middleware, exception handlers, lifespan and logging.
+
+    Args:
+        entrypoint: The handler of ``/invocations``; may as well be registered later with :meth:`entrypoint`.
+        settings: How the service behaves; by default as the ``AGENTCORE_*`` variables say.
+        debug: Whether payloads may ask for debug actions; by default as the application's own ``debug``.
+        logging: Whether log lines are written as JSON where the host program has not set up logging. Meant for an
+            application that is nothing but the agent.
+
+    Raises:
+        SettingsError: An ``AGENTCORE_*`` variable makes no sense.
+        TypeError: The entrypoint cannot be called with a payload.
+    """
+
+    def __init__(
+        self,
+        entrypoint: Any = None,
+        *,
+        settings: Settings | None = None,
+        debug: bool | None = None,
+        logging: bool = False,
+    ) -> None:
+        super().__init__()
+        self.agent = Agent(settings or Settings.from_environment(), as_responder)
+        self._debug = debug
+        self._logging = logging
+        self._documented: list[HTTPRouteHandler] = []
+        if entrypoint is not None:
+            self.entrypoint(entrypoint)
+
+    def entrypoint(self, function: AnyFunction) -> AnyFunction:  # noqa: D102 - inherited
+        super().entrypoint(function)
+        self._document()
+        return function
+
+    entrypoint.__doc__ = AgentAuthoring.entrypoint.__doc__
+
+    def on_app_init(self, app_config: AppConfig) -> AppConfig:
+        """Mount the endpoints; called by Litestar."""
+        debug = app_config.debug if self._debug is None else self._debug
+        exchange = InvocationExchange(self.agent, debug)
+        app_config.route_handlers += [
+            invocations_controller(self.agent, exchange),
+            health_controller(self.agent),
+            websocket_controller(self.agent),
+        ]
+        app_config.lifespan.append(self._lifespan)
+        return app_config
+
+    def receive_route(self, route: BaseRoute) -> None:
+        """Take note of the route that the payload's type is to be documented on; called by Litestar."""
+        if isinstance(route, HTTPRoute):
+            self._documented += filter(is_invocations_handler, route.route_handlers)
+            self._document()
+
+    def on_cli_init(self, cli: Any) -> None:
+        """Add nothing to Litestar's command line; called by Litestar."""
+
+    @contextmanager
+    def server_lifespan(self, app: Litestar) -> Iterator[None]:
+        """Have ``litestar run`` write its lines in the same form as the agent's; called by Litestar."""
+        with uvicorn_unconfigured() if self.configure_logging() else nullcontext():
+            yield
+
+    def configure_logging(self) -> bool:
+        """Write log lines as JSON, where that is wanted and the host program has not set up logging.
+
+        Returns:
+            True where this is in force.
+        """
+        return self._logging and configure_logging(_request_ids, self.agent.settings.log_level)
+
+    def _document(self) -> None:
+        if self.agent.entrypoint is None:
+            return
+        payload_type = self.agent.entrypoint.payload_type
+        self.describe_payload(payload_type)
+        for handler in self._documented:
+            document_payload(handler, payload_type)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
+        self.configure_logging()
+        self.agent.start()
+        with _on_termination(self._refuse_new_work):
+            try:
+                yield
+            finally:
+                self._refuse_new_work()
+                await asyncio.to_thread(self.agent.stop)
+
+    def _refuse_new_work(self) -> None:
+        self.agent.shutting_down = True
+
+
+@contextmanager
+def _on_termination(notify: Any) -> Iterator[None]:
+    """Call ``notify`` when the process is told to end, before the server's own signal handler is called.
+
+    A server ends the lifespan only after its last connection; ``/ready`` has to know earlier.
+    """
+    if threading.current_thread() is not threading.main_thread():  # nobody else may set a signal handler
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        notify()
+        chained = previous[signal.Signals(number)]
+        if callable(chained):
+            chained(number, frame)
+
+    ours = {number: handler for number, handler in previous.items() if callable(handler)}
+    for number in ours:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            if signal.getsignal(number) is handle:
+                signal.signal(number, handler)
+
+
+def _request_ids() -> tuple[str | None, str | None]:
+    values = current_request.get()
+    return values.request_id, values.session_id

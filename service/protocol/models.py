@@ -1,0 +1,73 @@
+"""The answers that leave the service and are not the handler's own, and the status a platform reads."""
+
+from enum import Enum
+
+import msgspec
+
+
+class PingStatus(str, Enum):  # noqa: UP042 - as the reference has it, down to its ``str()``
+    """What ``GET /ping`` says of the agent, in the words of the AgentCore Runtime contract."""
+
+    HEALTHY = "Healthy"
+    """Ready for work, and none is going on in the background."""
+
+    HEALTHY_BUSY = "HealthyBusy"
+    """Ready for work, while background tasks run: a platform must not reclaim the instance."""
+
+
+class PingAnswer(msgspec.Struct, frozen=True):
+    """The answer of ``GET /ping``."""
+
+    status: PingStatus
+    """``Healthy``, or ``HealthyBusy`` while background tasks run."""
+
+    time_of_last_update: int
+    """When the status last changed, in whole seconds since the epoch."""
+
+
+class ReadyAnswer(msgspec.Struct, frozen=True):
+    """The answer of ``GET /ready``."""
+
+    ready: bool
+    """False once the service is shutting down."""
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of every answer that says what went wrong."""
+
+    error: str
+    """What went wrong, in a few words."""
+
+    details: str | None = None
+    """Where it went wrong, or how, when there is more to say."""
+
+
+class StreamError(msgspec.Struct, frozen=True):
+    """The last event of a stream whose generator raised."""
+
+    error: str
+    error_type: str
+    message: str = "An error occurred during streaming"
+
+
+class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
+    """A request that is answered with an error before, or instead of, the handler.
+
+    Args:
+        status: The HTTP status, 400 to 599.
+        error: What was wrong, in the words of the contract.
+        details: Where or how, if there is more to say. May quote the request, so it goes to the caller alone.
+        reason: What the log may say of it; ``error`` by default.
+    """
+
+    def __init__(self, status: int, error: str, details: str | None = None, reason: str | None = None) -> None:
+        super().__init__(error if details is None else f"{error}: {details}")
+        self.status = status
+        self.error = error
+        self.details = details
+        self.reason = reason or error
+
+    @property
+    def answer(self) -> ErrorAnswer:
+        """The body to answer with."""
+        return ErrorAnswer(self.error, self.details)

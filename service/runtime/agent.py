@@ -1,0 +1,80 @@
+"""The agent that is served: its handlers, its tasks, its health, and the workers that it runs on."""
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from service.protocol.settings import Settings
+from service.runtime.execution import Execution
+from service.runtime.handler import Handler, HandlerFunction, inspect_handler, is_coroutine_function, name_of
+from service.runtime.health import Health
+from service.runtime.tasks import TaskRegistry
+from service.runtime.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+WebSocketHandler = Callable[[Any, Any], Any]
+
+
+class Agent:
+    """Everything that belongs to one agent and is not HTTP.
+
+    Args:
+        settings: How it behaves.
+        as_response: Tells ready-made responses among the values that handlers return; see :class:`Execution`.
+    """
+
+    def __init__(self, settings: Settings, as_response: Callable[[Any], Any]) -> None:
+        self.settings = settings
+        self.tasks = TaskRegistry(on_change=lambda: self.health.tasks_changed())
+        self.health = Health(is_busy=lambda: len(self.tasks) > 0, timeout=settings.ping_timeout_seconds)
+        self.workers = Workers(settings.sync_threads)
+        self.execution: Execution[Any] = Execution(self.workers, settings.stream_buffer_bytes, as_response)
+        self.entrypoint: Handler | None = None
+        self.websocket_handler: WebSocketHandler | None = None
+        self.shutting_down = False
+
+    def register_entrypoint(self, function: HandlerFunction) -> Handler:
+        """Serve this function's answers at ``/invocations`` from now on.
+
+        Args:
+            function: The handler.
+
+        Returns:
+            What is known of it.
+
+        Raises:
+            TypeError: It cannot be called with a payload.
+        """
+        self.entrypoint = inspect_handler(function)
+        return self.entrypoint
+
+    def register_websocket(self, function: WebSocketHandler) -> None:
+        """Have this function hold the conversations on ``/ws`` from now on.
+
+        Args:
+            function: An async function of ``(websocket, context)``.
+
+        Raises:
+            TypeError: It cannot be called like that, or is not async.
+        """
+        name = name_of(function)
+        if not is_coroutine_function(function):
+            raise TypeError(f"The websocket handler must be an async function, and {name} is none")
+        try:
+            inspect.signature(function).bind(None, None)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"The websocket handler {name} must take (websocket, context): {error}") from None
+        self.websocket_handler = function
+
+    def start(self) -> None:
+        """Be ready for requests, again if need be."""
+        self.shutting_down = False
+
+    def stop(self) -> None:
+        """Stop the workers. Handlers and tasks that still run are cancelled. Blocks for some seconds at most."""
+        self.shutting_down = True
+        for task in self.tasks.running():
+            logger.warning("The task %s was still running at shutdown, %.1f s old", task.name, task.age)
+        self.workers.stop()

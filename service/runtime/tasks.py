@@ -1,0 +1,130 @@
+"""The registry of background tasks: what an agent still does after it has answered."""
+
+import functools
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from threading import Lock
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+
+from service.runtime.handler import is_coroutine_function, name_of
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class ActiveTask(msgspec.Struct, frozen=True):
+    """A task that has begun and not ended."""
+
+    name: str
+    metadata: Mapping[str, Any] | None
+    started: float
+    """On the monotonic clock, in seconds."""
+
+    @property
+    def age(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.started
+
+
+class TaskRegistry:
+    """Counts the active tasks of an agent. Safe to use from any thread.
+
+    Args:
+        on_change: Called after the first task begins and after the last one ends.
+    """
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+        self._active: dict[int, ActiveTask] = {}
+        self._lock = Lock()
+        self._ids = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def add(self, name: str, metadata: Mapping[str, Any] | None = None) -> int:
+        """Count a task as active.
+
+        Args:
+            name: What people will know it by.
+            metadata: Whatever else is worth knowing of it.
+
+        Returns:
+            The id to complete it with.
+        """
+        task_id = next(self._ids)
+        with self._lock:
+            self._active[task_id] = ActiveTask(name, metadata, time.monotonic())
+            first = len(self._active) == 1
+        if first:
+            self._on_change()
+        return task_id
+
+    def complete(self, task_id: int) -> bool:
+        """Count a task as ended.
+
+        Args:
+            task_id: What :meth:`add` returned.
+
+        Returns:
+            False, after a warning in the log, where no such task is active.
+        """
+        with self._lock:
+            task = self._active.pop(task_id, None)
+            last = task is not None and not self._active
+        if task is None:
+            logger.warning("Task %s cannot be completed: no such task is active", task_id)
+            return False
+        if last:
+            self._on_change()
+        logger.debug("Task %s ended after %.3f s", task.name, task.age)
+        return True
+
+    def running(self) -> list[ActiveTask]:
+        """The active tasks, oldest first."""
+        with self._lock:
+            return list(self._active.values())
+
+    def info(self) -> dict[str, Any]:
+        """The active tasks in the words of the contract.
+
+        Returns:
+            ``{"active_count": n, "running_jobs": [{"name": ..., "duration": seconds}]}``, oldest first.
+        """
+        jobs = [{"name": task.name, "duration": task.age} for task in self.running()]
+        return {"active_count": len(jobs), "running_jobs": jobs}
+
+    def track(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+        """Wrap an async function so that it counts as an active task while it runs.
+
+        Args:
+            function: A coroutine function, a partial of one, or an object whose ``__call__`` is one.
+
+        Returns:
+            A coroutine function of the same name, signature and docstring.
+
+        Raises:
+            ValueError: The function is of another kind.
+        """
+        name = name_of(function)
+        if not is_coroutine_function(function):
+            raise ValueError(f"@async_task can only be applied to async functions, and {name!r} is none")
+
+        @functools.wraps(function)
+        async def tracked(*args: P.args, **kwargs: P.kwargs) -> R:
+            task_id = self.add(name)
+            try:
+                return await function(*args, **kwargs)
+            except Exception:
+                logger.exception("Async task %s failed", name)
+                raise
+            finally:
+                self.complete(task_id)
+
+        return tracked

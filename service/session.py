@@ -1,0 +1,126 @@
+"""One WebSocket connection, from the handshake to the close."""
+
+import logging
+from typing import Any
+
+from litestar import WebSocket
+from litestar.exceptions import WebSocketDisconnect
+from litestar.types import Message, Receive, ReceiveMessage, Send
+
+from service.protocol.context import RequestContext, RequestValues, current_request
+from service.protocol.headers import read_headers, response_headers
+from service.protocol.models import Refusal
+from service.protocol.serialization import encode
+from service.runtime.agent import Agent, WebSocketHandler
+
+logger = logging.getLogger(__name__)
+
+NORMAL_CLOSURE = 1000
+POLICY_VIOLATION = 1008
+INTERNAL_ERROR = 1011
+"""Close codes of RFC 6455, section 7.4.1."""
+
+AnySocket = WebSocket[Any, Any, Any]
+
+
+class WebSocketSession:
+    """Hands one connection to the author's handler, on a worker loop, and closes it when that is done.
+
+    Args:
+        agent: The agent that is talked to.
+        socket: The connection, before the handshake.
+    """
+
+    def __init__(self, agent: Agent, socket: AnySocket) -> None:
+        self._agent = agent
+        self._scope = socket.scope
+        self._receive = socket.receive
+        self._send = socket.send
+        self._accepted = False
+        self._closed = False
+        self._client_left = False
+
+    async def serve(self) -> None:
+        """Serve the connection until it is closed."""
+        try:
+            values = read_headers(self._scope["headers"])
+        except Refusal as refusal:
+            await self._refuse(refusal)
+            return
+        token = current_request.set(values)
+        try:
+            await self._converse(values)
+        finally:
+            current_request.reset(token)
+
+    async def _converse(self, values: RequestValues) -> None:
+        handler = self._agent.websocket_handler
+        if handler is None:
+            logger.error("A WebSocket was opened, and no websocket handler is registered")
+            await self._close(INTERNAL_ERROR)
+            return
+
+        async def run(receive: Receive, send: Send) -> None:
+            await self._run(handler, values, receive, send)
+
+        failure = await self._agent.execution.converse(run, self._receive_message, self._send_message)
+        if failure is None:
+            await self._close(NORMAL_CLOSURE)
+        elif self._client_left:
+            logger.debug("The client left the WebSocket")
+        else:
+            logger.error("The websocket handler raised", exc_info=failure.error)
+            await self._close(INTERNAL_ERROR)
+
+    async def _run(self, handler: WebSocketHandler, values: RequestValues, receive: Receive, send: Send) -> None:
+        socket: AnySocket = self._scope["litestar_app"].websocket_class(self._scope, receive, send)
+        context = RequestContext(
+            session_id=values.session_id,
+            request_id=values.request_id or "",
+            request_headers=values.request_headers,
+            request=socket,
+        )
+        await handler(socket, context)
+
+    async def _receive_message(self) -> ReceiveMessage:
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            self._client_left = self._closed = True
+        return message
+
+    async def _send_message(self, message: Message) -> None:
+        if message["type"] == "websocket.accept":
+            self._accepted = True
+        elif message["type"] == "websocket.close":
+            self._closed = True
+        try:
+            await self._send(message)
+        except (OSError, WebSocketDisconnect):  # the ASGI specification, 2.4: the client is gone
+            self._client_left = self._closed = True
+            raise
+
+    async def _close(self, code: int) -> None:
+        """Close the connection with a code that reaches the client, which takes an accepted handshake."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._accepted and code != NORMAL_CLOSURE:
+            await self._send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+        await self._send({"type": "websocket.close", "code": code, "reason": ""})
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        """Answer a handshake whose headers make no sense: with HTTP where the server can, else with a close code."""
+        values = read_headers(())
+        token = current_request.set(values)
+        logger.warning("The WebSocket was refused: %s", refusal.reason)
+        current_request.reset(token)
+        if "websocket.http.response" not in (self._scope.get("extensions") or {}):
+            await self._close(POLICY_VIOLATION)
+            return
+        ids = response_headers(values.request_id or "", values.session_id)
+        body = encode(refusal.answer)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *ids]
+        start: Any = {"type": "websocket.http.response.start", "status": refusal.status, "headers": headers}
+        await self._send(start)
+        end: Any = {"type": "websocket.http.response.body", "body": body, "more_body": False}
+        await self._send(end)

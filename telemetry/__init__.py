@@ -1,0 +1,1 @@
+"""What the service tells about itself. Knows nothing of ``service`` nor of Litestar."""

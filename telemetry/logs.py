@@ -1,0 +1,113 @@
+"""Log lines for machines: one JSON object a line, each with the ids of the request that it belongs to."""
+
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import msgspec
+import uvicorn.config
+
+RequestIds = Callable[[], tuple[str | None, str | None]]
+"""Tells the request id and the session id that hold where it is called, each ``None`` where there is none."""
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a record as one JSON object on one line.
+
+    The keys are ``timestamp`` (UTC, milliseconds), ``level``, ``message``, ``logger``, ``requestId`` and ``sessionId``
+    where there is a request, and for an exception ``errorType``, ``errorMessage``, ``stackTrace`` (a list of lines) and
+    ``location`` (``path:function:line`` of the logging call).
+
+    Args:
+        request_ids: Tells the ids of the current request; called once a record, in the context that logs.
+    """
+
+    def __init__(self, request_ids: RequestIds) -> None:
+        super().__init__()
+        self._request_ids = request_ids
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record.
+
+        Args:
+            record: What was logged.
+
+        Returns:
+            One line of JSON, without a line break.
+        """
+        seconds = time.gmtime(record.created)
+        entry: dict[str, object] = {
+            "timestamp": f"{time.strftime('%Y-%m-%dT%H:%M:%S', seconds)}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "message": record.getMessage(),
+            "logger": record.name,
+        }
+        request_id, session_id = self._request_ids()
+        if request_id:
+            entry["requestId"] = request_id
+        if session_id:
+            entry["sessionId"] = session_id
+        if record.exc_info and (error := record.exc_info[1]) is not None:
+            entry["errorType"] = type(error).__name__
+            entry["errorMessage"] = str(error)
+            entry["stackTrace"] = traceback.format_exception(error)
+            entry["location"] = f"{record.pathname}:{record.funcName}:{record.lineno}"
+        try:
+            return _encoder.encode(entry).decode()
+        except UnicodeEncodeError:
+            printable = {key: _printable(value) for key, value in entry.items()}
+            return _encoder.encode(printable).decode()
+
+
+def _printable(value: object) -> object:
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def uvicorn_unconfigured() -> Iterator[None]:
+    """Keep ``uvicorn.run`` from giving its loggers handlers of their own, where nobody can tell it not to."""
+    configured = uvicorn.config.LOGGING_CONFIG["loggers"]
+    uvicorn.config.LOGGING_CONFIG["loggers"] = {}
+    try:
+        yield
+    finally:
+        uvicorn.config.LOGGING_CONFIG["loggers"] = configured
+
+
+def configure_logging(request_ids: RequestIds, level: str = "INFO", stream: TextIO | None = None) -> bool:
+    """Write the log lines of this process as JSON, unless the host program has set up logging already.
+
+    For a process that serves an agent, and does so on its own account: whoever has given the root logger a handler has
+    the say, and nothing is changed. The loggers of uvicorn, which come with handlers of their own, are led to the same
+    place.
+
+    Args:
+        request_ids: Tells the ids of the current request.
+        level: The level from which on lines are written, by its name.
+        stream: Where to write; standard error by default.
+
+    Returns:
+        True where the lines are now written by this function's handler.
+    """
+    root = logging.getLogger()
+    ours = [handler for handler in root.handlers if isinstance(handler.formatter, JsonFormatter)]
+    if root.handlers and not ours:
+        return False
+    if not ours:
+        handler = logging.StreamHandler(stream or sys.stderr)
+        handler.setFormatter(JsonFormatter(request_ids))
+        root.addHandler(handler)
+        root.setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
+        server_logger = logging.getLogger(name)
+        server_logger.handlers.clear()
+        server_logger.propagate = True
+    return True
