@@ -16,6 +16,7 @@ from litestar.openapi.spec import (
     OpenAPIType,
     Operation,
     Parameter,
+    Reference,
     RequestBody,
     Schema,
 )
@@ -162,18 +163,20 @@ class PayloadSchemaPlugin(OpenAPISchemaPlugin):
 
     def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
         """Tell whether a field's type is one of the payload's classes."""
-        return field_definition.annotation in self._types
+        kind = field_definition.annotation
+        return isinstance(kind, type) and kind in self._types
 
-    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: "SchemaCreator") -> Schema:
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: "SchemaCreator") -> Any:
         """Create the schema that another plugin would, and add to it."""
         kind = field_definition.annotation
         plugins = (plugin for plugin in schema_creator.plugins if plugin is not self)
         plugin = next(plugin for plugin in plugins if plugin.is_plugin_supported_type(kind))
-        schema: Schema = plugin.to_openapi_schema(field_definition, schema_creator)
-        target = schema
-        if not isinstance(schema, Schema):
+        schema: Schema | Reference = plugin.to_openapi_schema(field_definition, schema_creator)
+        if isinstance(schema, Schema):
+            target = schema
+        else:
             target = schema_creator.schema_registry.from_reference(schema).schema
-        documentation = kind.__doc__
+        documentation: str | None = vars(kind).get("__doc__")
         if documentation and not target.description and not documentation.startswith(f"{kind.__name__}("):
             target.description = cleandoc(documentation)
         if getattr(getattr(kind, "__struct_config__", None), "forbid_unknown_fields", False):

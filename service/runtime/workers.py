@@ -248,7 +248,7 @@ class Workers:
         return self._closers
 
     def stop(self) -> None:
-        """End the threads and cancel what runs on the loop. Blocks for some seconds at most; starts anew on next use."""
+        """End the threads and all that runs on the loop, within some seconds. The next use starts anew."""
         with self._lock:
             loop, pool, closers = self._loop, self._pool, self._closers
             self._loop = self._pool = self._closers = None
