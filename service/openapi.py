@@ -172,10 +172,8 @@ class PayloadSchemaPlugin(OpenAPISchemaPlugin):
         plugins = (plugin for plugin in schema_creator.plugins if plugin is not self)
         plugin = next(plugin for plugin in plugins if plugin.is_plugin_supported_type(kind))
         schema: Schema | Reference = plugin.to_openapi_schema(field_definition, schema_creator)
-        if isinstance(schema, Schema):
-            target = schema
-        else:
-            target = schema_creator.schema_registry.from_reference(schema).schema
+        registry = schema_creator.schema_registry
+        target = registry.from_reference(schema).schema if isinstance(schema, Reference) else schema
         documentation: str | None = vars(kind).get("__doc__")
         if documentation and not target.description and not documentation.startswith(f"{kind.__name__}("):
             target.description = cleandoc(documentation)
