@@ -1,6 +1,7 @@
 """``BedrockAgentCoreApp``: an agent as an application of its own."""
 
 import contextlib
+import inspect
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -10,11 +11,10 @@ from typing import Any
 
 import uvicorn
 from litestar import Litestar
-from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 
 from service.authoring import AgentAuthoring, AnyFunction
-from service.errors import EXCEPTION_HANDLERS
+from service.errors import exception_handlers
 from service.plugin import AgentCorePlugin
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
@@ -51,7 +51,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         self.agent = self._plugin.agent
         options = dict(litestar_options)
         options["plugins"] = [self._plugin, *(options.get("plugins") or ())]
-        options["exception_handlers"] = {**EXCEPTION_HANDLERS, **(options.get("exception_handlers") or {})}
+        options["exception_handlers"] = exception_handlers(options.get("exception_handlers"))
         options.setdefault("logging_config", None)  # Litestar's default would set up the host program's root logger
         options.setdefault("openapi_config", OpenAPIConfig(title="Agent", version="1"))
         super().__init__(
@@ -67,7 +67,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
     def entrypoint(self, function: AnyFunction) -> AnyFunction:  # noqa: D102 - inherited
         self._plugin.entrypoint(function)
         # ``handler.run()`` starts the server. An object may have a ``run`` of its own, which is left alone.
-        if not hasattr(type(function), "run"):
+        if inspect.isfunction(function) or not hasattr(function, "run"):
             with contextlib.suppress(AttributeError, TypeError):
                 function.run = self._run_entrypoint  # type: ignore[attr-defined]
         return function
@@ -110,5 +110,5 @@ def default_host() -> str:
 def _litestar_middleware(entry: Any) -> Any:
     """Litestar's form of a Starlette ``Middleware(cls, *args, **kwargs)``; anything else as it is."""
     if not callable(entry) and hasattr(entry, "cls") and hasattr(entry, "kwargs"):
-        return DefineMiddleware(entry.cls, *getattr(entry, "args", ()), **entry.kwargs)
+        return lambda app: entry.cls(app, *getattr(entry, "args", ()), **entry.kwargs)
     return entry

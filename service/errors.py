@@ -8,9 +8,9 @@ from typing import Any
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from service.protocol.context import RequestValues, current_request
-from service.protocol.headers import read_headers, response_headers
-from service.protocol.models import ErrorAnswer, Refusal
+from service.protocol.context import current_request
+from service.protocol.headers import readable_headers, response_headers
+from service.protocol.models import ErrorAnswer
 from service.runtime.failure import message_of
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def answer_exception(request: ServiceRequest, error: Exception) -> Response[Erro
     Returns:
         The error in the shape of the contract, with the ids of the request and the headers of the exception.
     """
-    values = _values_of(request)
+    values = readable_headers(request.scope["headers"])
     token = current_request.set(values)
     try:
         status = status_of(error)
@@ -50,7 +50,19 @@ def answer_exception(request: ServiceRequest, error: Exception) -> Response[Erro
     return Response(answer, status_code=status, headers=headers)
 
 
-EXCEPTION_HANDLERS: ExceptionHandlers = {Exception: answer_exception, HTTPException: answer_exception}
+def exception_handlers(author: ExceptionHandlers | None) -> dict[Any, ExceptionHandler]:
+    """The exception handlers of an app: the author's, and for the rest the service's own.
+
+    Args:
+        author: What the author registered, by exception class or status code.
+
+    Returns:
+        Handlers for all exceptions, of which the author's win wherever they apply.
+    """
+    handlers: dict[Any, ExceptionHandler] = {500: answer_exception}
+    if Exception not in (author or {}):  # the author's would have to stand back behind a nearer class
+        handlers[HTTPException] = answer_exception
+    return handlers | dict(author or {})
 
 
 def author_exception_handler(error: BaseException, handlers: ExceptionHandlers) -> ExceptionHandler | None:
@@ -71,9 +83,8 @@ def author_exception_handler(error: BaseException, handlers: ExceptionHandlers) 
     if not isinstance(error, HTTPException):
         keys.append(500)
     found = next((handlers[key] for key in keys if key in handlers), None)
-    if found is None or found is answer_exception or getattr(found, "__module__", "").startswith("litestar."):
-        return None
-    return found
+    is_default = found is answer_exception or getattr(found, "__module__", "").startswith("litestar.")
+    return None if is_default else found
 
 
 def status_of(error: BaseException) -> int | None:
@@ -100,10 +111,3 @@ def headers_of(error: BaseException) -> dict[str, str]:
 def _words(error: Exception, status: int) -> str:
     detail = getattr(error, "detail", None)
     return detail if isinstance(detail, str) and detail else HTTPStatus(status).phrase
-
-
-def _values_of(request: ServiceRequest) -> RequestValues:
-    try:
-        return read_headers(request.scope["headers"])
-    except Refusal:
-        return read_headers(())

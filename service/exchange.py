@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from litestar.types import Empty, Message, Receive, Scope, Send
@@ -10,7 +11,7 @@ from litestar.utils.scope.state import ScopeState
 
 from service.errors import author_exception_handler, headers_of, status_of
 from service.protocol.context import RequestContext, RequestValues, current_request
-from service.protocol.headers import read_headers, response_headers
+from service.protocol.headers import read_headers, readable_headers, response_headers
 from service.protocol.models import ErrorAnswer, PingStatus, Refusal
 from service.protocol.serialization import decode_body, encode
 from service.responses import as_responder
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RawHeaders = list[tuple[bytes, bytes]]
+RawHeader = tuple[bytes, bytes]
 
 ACTION = "_agent_core_app_action"
 """The key of a payload that asks for a debug action, in an app made with ``debug=True``."""
@@ -37,6 +38,9 @@ _STREAM_HEADERS = [
 ]
 DISCARD_SECONDS = 5.0
 """How long a client may go on sending a body that is too large before it is answered and cut off."""
+
+WATCH_AFTER_SECONDS = 1.0
+"""How long a client waits for a value before it is watched whether it still does."""
 
 _NO_CONTENT = frozenset({204, 205, 304})
 
@@ -53,16 +57,24 @@ class InvocationExchange:
         self._agent = agent
         self._debug = debug
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one invocation."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, headers: Sequence[RawHeader] = ()) -> None:
+        """Serve one invocation.
+
+        Args:
+            scope: The ASGI scope.
+            receive: The ASGI receive function.
+            send: The ASGI send function.
+            headers: Headers for the answer, beside its own.
+        """
         refusal = None
         try:
             values = read_headers(scope["headers"])
         except Refusal as refused:
-            values, refusal = read_headers(()), refused
+            values, refusal = readable_headers(scope["headers"]), refused
         token = current_request.set(values)
         try:
-            answering = _Answer(send, response_headers(values.request_id or "", values.session_id))
+            ids = response_headers(values.request_id or "", values.session_id)
+            answering = _Answer(send, [*ids, *headers])
             try:
                 if refusal is not None:
                     raise refusal
@@ -86,7 +98,13 @@ class InvocationExchange:
         if handler is None:
             decode_body(body)
             raise Refusal(500, "No entrypoint defined")
-        payload = decode_body(body) if handler.decode is None else decode_body(body, handler.decode)
+        try:
+            payload = decode_body(body) if handler.decode is None else decode_body(body, handler.decode)
+        except Refusal:
+            raise
+        except Exception as error:  # the author's own validators, in the types of the payload
+            await self._answer_failure(error, scope, receive, answer)
+            return
         context = None
         if handler.context is not None:
             context = RequestContext(
@@ -95,8 +113,10 @@ class InvocationExchange:
                 request_headers=values.request_headers,
                 request=scope["litestar_app"].request_class(scope),
             )
-        outcome = await self._agent.execution.call(handler, payload, context)
-        if isinstance(outcome, bytes):
+        outcome = await _unless_client_leaves(self._agent.execution.call(handler, payload, context), receive)
+        if outcome is None:
+            logger.info("The client went away before the handler had an answer for it")
+        elif isinstance(outcome, bytes):
             await answer.value(outcome)
         elif isinstance(outcome, EventStream):
             await answer.stream(outcome, receive)
@@ -185,13 +205,14 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None
             message = await receive()
             if message["type"] != "http.request":
                 return None
-            chunk = message["body"]
+            chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:
-                await _discard(receive)
+                if message.get("more_body", False):
+                    await _discard(receive)
                 raise _too_large(limit)
             chunks.append(chunk)
-            if not message["more_body"]:
+            if not message.get("more_body", False):
                 break
         state.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     elif len(state.body) > limit:
@@ -211,6 +232,30 @@ async def _discard(receive: Receive) -> None:
                 pass
 
 
+async def _unless_client_leaves(outcome: "asyncio.Future[Any]", receive: Receive) -> Any:
+    """Wait for a handler's outcome; ``None`` where the client leaves first. The handler then runs on unheard.
+
+    Only a client that has waited for a while is watched: most handlers are done before that is worth a task.
+    """
+    watches: list[asyncio.Task[None]] = []
+
+    def left(watch: "asyncio.Task[None]") -> None:
+        if not watch.cancelled() and watch.exception() is None and not outcome.done():
+            outcome.set_result(None)
+
+    def watch() -> None:
+        watches.append(asyncio.ensure_future(_disconnected(receive)))
+        watches[0].add_done_callback(left)
+
+    timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, watch)
+    try:
+        return await outcome
+    finally:
+        timer.cancel()
+        for task in watches:
+            task.cancel()
+
+
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -221,14 +266,14 @@ class _Answer:
 
     Args:
         send: The ASGI send function.
-        ids: The headers that carry the ids.
+        headers: The headers of every answer: the ids, and what the application adds.
     """
 
-    __slots__ = ("_ids", "_send", "started")
+    __slots__ = ("_headers", "_send", "started")
 
-    def __init__(self, send: Send, ids: RawHeaders) -> None:
+    def __init__(self, send: Send, headers: list[RawHeader]) -> None:
         self._send = send
-        self._ids = ids
+        self._headers = headers
         self.started = False
 
     async def send(self, message: Message) -> None:
@@ -236,16 +281,16 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.started = True
             present = {name.lower() for name, _ in message.get("headers", ())}
-            missing = [header for header in self._ids if header[0] not in present]
+            missing = [header for header in self._headers if header[0] not in present]
             message = {**message, "headers": [*message.get("headers", ()), *missing]}
         await self._send(message)
 
-    async def value(self, body: bytes, status: int = 200, headers: RawHeaders | None = None) -> None:
+    async def value(self, body: bytes, status: int = 200, headers: list[RawHeader] | None = None) -> None:
         """Answer with one JSON document."""
         self.started = True
         if status in _NO_CONTENT:
             body = b""
-        own = [_JSON, (b"content-length", b"%d" % len(body)), *self._ids]
+        own = [_JSON, (b"content-length", b"%d" % len(body)), *self._headers]
         if headers:
             own += [header for header in headers if header[0].lower() not in {b"content-type", b"content-length"}]
         await self._send({"type": "http.response.start", "status": status, "headers": own})
@@ -261,7 +306,9 @@ class _Answer:
 
         watch.add_done_callback(close)
         try:
-            await self._send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *self._ids]})
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *self._headers]}
+            )
             while events := await stream.take():
                 await self._send({"type": "http.response.body", "body": b"".join(events), "more_body": True})
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -20,7 +20,7 @@ from litestar.openapi.spec import (
     RequestBody,
     Schema,
 )
-from litestar.plugins import OpenAPISchemaPlugin
+from litestar.plugins import OpenAPISchemaPlugin, OpenAPISchemaPluginProtocol
 from litestar.typing import FieldDefinition
 
 from service.protocol import headers
@@ -120,11 +120,22 @@ def invocation_operation(agent: Agent) -> type[Operation]:
             if not isinstance(self.request_body, RequestBody):
                 return
             self.request_body.description = "The payload of the handler"
-            examples = _examples(payload_type)
+            inline = _inline_schema(payload_type)
             for media_type in self.request_body.content.values():
-                media_type.examples = examples or None
+                media_type.examples = _examples(payload_type) or None
+                if inline is not None:
+                    media_type.schema = inline
 
     return InvocationOperation
+
+
+def _inline_schema(payload_type: Any) -> Any:
+    """The schema of a type without classes of its own (``Annotated[int, Meta(ge=1)]``), as msgspec decodes it."""
+    try:
+        (schema,), components = msgspec.json.schema_components((payload_type,))
+    except TypeError:
+        return None
+    return None if components else schema
 
 
 def _examples(payload_type: Any) -> dict[str, Any]:
@@ -170,16 +181,41 @@ class PayloadSchemaPlugin(OpenAPISchemaPlugin):
         """Create the schema that another plugin would, and add to it."""
         kind = field_definition.annotation
         plugins = (plugin for plugin in schema_creator.plugins if plugin is not self)
-        plugin = next(plugin for plugin in plugins if plugin.is_plugin_supported_type(kind))
+        plugin = next(plugin for plugin in plugins if _supports(plugin, field_definition))
         schema: Schema | Reference = plugin.to_openapi_schema(field_definition, schema_creator)
         registry = schema_creator.schema_registry
         target = registry.from_reference(schema).schema if isinstance(schema, Reference) else schema
         documentation: str | None = vars(kind).get("__doc__")
         if documentation and not target.description and not documentation.startswith(f"{kind.__name__}("):
             target.description = cleandoc(documentation)
-        if getattr(getattr(kind, "__struct_config__", None), "forbid_unknown_fields", False):
+        config = getattr(kind, "__struct_config__", None)
+        if getattr(config, "forbid_unknown_fields", False) or _forbids_extra(kind):
             target.additional_properties = False
+        if getattr(config, "array_like", False):
+            _make_array_like(target)
         return schema
+
+
+def _forbids_extra(kind: type) -> bool:
+    """Tell a pydantic model that refuses fields which it does not know."""
+    config = getattr(kind, "model_config", None)
+    return isinstance(config, dict) and config.get("extra") == "forbid"
+
+
+def _make_array_like(schema: Schema) -> None:
+    """Say that a struct is written as an array of its fields, of which the tag is the first."""
+    fields = dict(schema.properties or {})
+    tags = {name: fields.pop(name) for name, field in list(fields.items()) if isinstance(field, Schema) and field.const}
+    schema.type = OpenAPIType.ARRAY
+    schema.prefix_items = [*tags.values(), *fields.values()]
+    schema.min_items = len(schema.required or ())
+    schema.properties = schema.required = schema.additional_properties = None
+
+
+def _supports(plugin: OpenAPISchemaPluginProtocol, field_definition: FieldDefinition) -> bool:
+    if isinstance(plugin, OpenAPISchemaPlugin):
+        return plugin.is_plugin_supported_field(field_definition)
+    return plugin.is_plugin_supported_type(field_definition.annotation)
 
 
 _FIELD_MARKS = ("__struct_fields__", "__dataclass_fields__", "__attrs_attrs__", "__total__", "model_fields")

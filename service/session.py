@@ -8,7 +8,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
 
 from service.protocol.context import RequestContext, RequestValues, current_request
-from service.protocol.headers import read_headers, response_headers
+from service.protocol.headers import read_headers, readable_headers, response_headers
 from service.protocol.models import Refusal
 from service.protocol.serialization import encode
 from service.runtime.agent import Agent, WebSocketHandler
@@ -110,7 +110,7 @@ class WebSocketSession:
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer a handshake whose headers make no sense: with HTTP where the server can, else with a close code."""
-        values = read_headers(())
+        values = readable_headers(self._scope["headers"])
         token = current_request.set(values)
         logger.warning("The WebSocket was refused: %s", refusal.reason)
         current_request.reset(token)

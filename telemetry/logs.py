@@ -14,7 +14,7 @@ import uvicorn.config
 RequestIds = Callable[[], tuple[str | None, str | None]]
 """Tells the request id and the session id that hold where it is called, each ``None`` where there is none."""
 
-_encoder = msgspec.json.Encoder(enc_hook=str)
+_encoder = msgspec.json.Encoder()
 
 
 class JsonFormatter(logging.Formatter):
@@ -45,7 +45,7 @@ class JsonFormatter(logging.Formatter):
         entry: dict[str, object] = {
             "timestamp": f"{time.strftime('%Y-%m-%dT%H:%M:%S', seconds)}.{int(record.msecs):03d}Z",
             "level": record.levelname,
-            "message": record.getMessage(),
+            "message": _message_of(record),
             "logger": record.name,
         }
         request_id, session_id = self._request_ids()
@@ -55,7 +55,7 @@ class JsonFormatter(logging.Formatter):
             entry["sessionId"] = session_id
         if record.exc_info and (error := record.exc_info[1]) is not None:
             entry["errorType"] = type(error).__name__
-            entry["errorMessage"] = str(error)
+            entry["errorMessage"] = _text_of(error)
             entry["stackTrace"] = traceback.format_exception(error)
             entry["location"] = f"{record.pathname}:{record.funcName}:{record.lineno}"
         try:
@@ -63,6 +63,21 @@ class JsonFormatter(logging.Formatter):
         except UnicodeEncodeError:
             printable = {key: _printable(value) for key, value in entry.items()}
             return _encoder.encode(printable).decode()
+
+
+def _message_of(record: logging.LogRecord) -> str:
+    """The message, even where its arguments do not fit it: a slip in a log call must not cost the line."""
+    try:
+        return record.getMessage()
+    except Exception:  # whatever the arguments' own ``__str__`` raises
+        return _text_of(record.msg)
+
+
+def _text_of(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # its own ``__str__``
+        return f"<unprintable {type(value).__name__}>"
 
 
 def _printable(value: object) -> object:

@@ -1,8 +1,9 @@
 """``POST /invocations``."""
 
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
-from litestar import Controller, post
+from litestar import Controller, Litestar, Request, Response, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
@@ -11,6 +12,25 @@ from service.openapi import INVOCATION_ERRORS, invocation_operation
 from service.runtime.agent import Agent
 
 ROUTE_NAME = "agentcore-invocations"
+
+
+class InvocationResponse(Response[None]):
+    """An invocation as Litestar sees it: a response like any other, to its hooks and its layers.
+
+    Args:
+        exchange: What serves the invocation once it is sent.
+    """
+
+    def __init__(self, exchange: InvocationExchange) -> None:
+        super().__init__(None)
+        self._exchange = exchange
+
+    def to_asgi_response(self, app: Litestar | None, request: Request[Any, Any, Any], **options: Any) -> ASGIResponse:
+        """Give the ASGI application that answers, with the headers and cookies that were set meanwhile."""
+        fields = {**(options.get("headers") or {}), **self.headers}
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
+        headers += [cookie.to_encoded_header() for cookie in (*self.cookies, *(options.get("cookies") or ()))]
+        return cast("ASGIResponse", partial(self._exchange, headers=headers) if headers else self._exchange)
 
 
 def invocations_controller(agent: Agent, exchange: InvocationExchange) -> type[Controller]:
@@ -36,11 +56,9 @@ def invocations_controller(agent: Agent, exchange: InvocationExchange) -> type[C
             operation_class=invocation_operation(agent),
             responses=INVOCATION_ERRORS,
         )
-        async def invoke(self) -> ASGIResponse:
+        async def invoke(self) -> Any:
             """Invoke the agent."""
-            # Litestar serves any ASGI application that a handler returns, which leaves the body unread and the answer,
-            # be it one value or a stream, to the exchange.
-            return cast("ASGIResponse", exchange)
+            return InvocationResponse(exchange)
 
     return InvocationsController
 

@@ -126,6 +126,24 @@ def read_headers(headers: RawHeaders) -> RequestValues:
     )
 
 
+def readable_headers(headers: RawHeaders) -> RequestValues:
+    """What can be made of the headers of a request that may be refused for them.
+
+    Args:
+        headers: Names and values as the ASGI scope has them.
+
+    Returns:
+        The same as :func:`read_headers`, but for a malformed id, which is left out.
+    """
+    headers = list(headers)
+    for dropped in ((), (_REQUEST_ID,), (_SESSION_ID,)):
+        try:
+            return read_headers([pair for pair in headers if pair[0].lower() not in dropped])
+        except Refusal:
+            continue
+    return read_headers(())
+
+
 def response_headers(request_id: str, session_id: str | None) -> list[tuple[bytes, bytes]]:
     """The headers with which every answer carries its ids back.
 

@@ -8,7 +8,6 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Annotated, Any, get_args, get_origin
-from weakref import WeakSet
 
 import msgspec
 
@@ -18,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 Decode = Callable[[bytes | bytearray], Any]
 
-_EXPLAINED_BYTES = 1024 * 1024
-_warned_types: WeakSet[type] = WeakSet()
+_EXPLAINED_LENGTH = 1024 * 1024
+_warned_types: set[str] = set()
 
 
 def _serialization_failed(value: object) -> dict[str, str]:
@@ -28,32 +27,29 @@ def _serialization_failed(value: object) -> dict[str, str]:
 
 def _stand_in(value: Any) -> Any:
     """What is encoded in the place of a value, or of a key, that msgspec has no word for."""
+    kind = type(value)  # and not ``__class__``, which a proxy makes up
     if value is None:  # only as a key: ``json`` writes these two the same way
         return "null"
-    if isinstance(value, bool):
+    if kind is bool:
         return "true" if value else "false"
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    if isinstance(value, str):
-        return str.__str__(value)
+    for builtin in (int, float, str):
+        if issubclass(kind, builtin):
+            return builtin.__str__(value) if builtin is str else builtin(value)
     try:
-        if not isinstance(value, type) and hasattr(value, "model_dump"):
+        if not issubclass(kind, type) and hasattr(value, "model_dump"):
             return value.model_dump()
         text = str(value)
     except RecursionError:
         raise
     except Exception as error:
         logger.error(  # noqa: TRY400 - the exception may quote the value
-            "A %s could not be serialized: its own conversion raised %s",
-            type(value).__name__,
-            type(error).__name__,
+            "A %s could not be serialized: its own conversion raised %s", kind.__name__, type(error).__name__
         )
         return _serialization_failed(value)
-    if type(value) not in _warned_types:
-        _warned_types.add(type(value))
-        logger.warning("No encoder knows %s: its str() is sent in its place", type(value).__name__)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name not in _warned_types:
+        _warned_types.add(name)
+        logger.warning("No encoder knows %s: its str() is sent in its place", name)
     return text
 
 
@@ -64,15 +60,25 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _repaired(builtins: Any) -> Any:
-    """A copy of plain dicts, lists and leaves in which each string has a UTF-8 form."""
-    if isinstance(builtins, str):
-        return _without_surrogates(builtins)
-    if isinstance(builtins, dict):
-        return {_repaired(key): _repaired(item) for key, item in builtins.items()}
-    if isinstance(builtins, list | tuple):
-        return [_repaired(item) for item in builtins]
-    return builtins
+def _repaired(value: Any) -> Any:
+    """A copy of a value, reduced to what JSON has, in which each string has a UTF-8 form."""
+    if not isinstance(value, str | dict | list | tuple | set | frozenset):
+        value = msgspec.to_builtins(value, enc_hook=_stand_in)
+    if isinstance(value, str):
+        return _without_surrogates(value)
+    if isinstance(value, dict):
+        return {_repaired_key(key): _repaired(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_repaired(item) for item in value]
+    return value
+
+
+def _repaired_key(key: Any) -> Any:
+    try:
+        _encoder.encode({key: None})
+    except UnicodeEncodeError:
+        return _without_surrogates(key if isinstance(key, str) else str(_stand_in(key)))
+    return key
 
 
 def encode(value: object) -> bytes:
@@ -92,7 +98,7 @@ def encode(value: object) -> bytes:
         try:
             return _encoder.encode(value)
         except UnicodeEncodeError:
-            return _encoder.encode(_repaired(msgspec.to_builtins(value, str_keys=True, enc_hook=_stand_in)))
+            return _encoder.encode(_repaired(value))
     except Exception as error:
         logger.error(  # noqa: TRY400 - the exception may quote the value
             "An answer of type %s could not be serialized: %s", type(value).__name__, type(error).__name__
@@ -109,23 +115,14 @@ def encode_event(value: object) -> bytes:
     Returns:
         ``data: <json>`` and a blank line, as the WHATWG HTML standard, section 9.2, has it.
     """
-    return b"data: " + encode(value) + b"\n\n"
+    data = encode(value)
+    if b"\n" in data or b"\r" in data:  # between the tokens of a ``msgspec.Raw``: strings have theirs escaped
+        data = data.replace(b"\r", b" ").replace(b"\n", b" ")
+    return b"data: " + data + b"\n\n"
 
 
 def _decode_json(body: bytes | bytearray) -> Any:
     return msgspec.json.decode(body)
-
-
-def _explanation(body: bytes | bytearray, error: Exception) -> str:
-    """Say what is wrong with a body that is not JSON, with line and column where the standard library can."""
-    if len(body) <= _EXPLAINED_BYTES:
-        try:
-            json.loads(body)
-        except json.JSONDecodeError as explained:
-            return str(explained)
-        except RecursionError:
-            pass
-    return str(error)
 
 
 def decode_body(body: bytes | bytearray, decode: Decode = _decode_json) -> Any:
@@ -145,18 +142,39 @@ def decode_body(body: bytes | bytearray, decode: Decode = _decode_json) -> Any:
         if decode is not _decode_json and not body.isascii():
             body.decode()  # a typed decoder skips what it does not want, unread
         return decode(body)
-    except msgspec.ValidationError as error:
-        if decode is _decode_json:  # a number that no float can hold
-            raise Refusal(400, "Invalid JSON", str(error)) from None
-        raise Refusal(400, "Invalid payload", str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _refusal_of(body, error, typed=decode is not _decode_json) from None
+
+
+def _refusal_of(body: bytes | bytearray, error: Exception, typed: bool) -> Refusal:
+    """Tell what is wrong with a body, the most basic fault first."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as encoding:
+        return Refusal(400, "Invalid encoding", str(encoding))
+    if typed and isinstance(error, msgspec.ValidationError):
         try:
-            body.decode()
-        except UnicodeDecodeError as encoding:
-            raise Refusal(400, "Invalid encoding", str(encoding)) from None
-        raise Refusal(400, "Invalid JSON", _explanation(body, error)) from None
-    except RecursionError:
-        raise Refusal(400, "Invalid JSON", "nested too deep") from None
+            _decode_json(body)
+        except (ValueError, RecursionError) as malformed:  # a typed decoder stops at the first misfit
+            error = malformed
+        else:
+            return Refusal(400, "Invalid payload", str(error))
+    if isinstance(error, RecursionError):
+        return Refusal(400, "Invalid JSON", "nested too deep")
+    return Refusal(400, "Invalid JSON", _explanation(text) or str(error))
+
+
+def _explanation(text: str) -> str | None:
+    """What the standard library, which knows line and column, says of a text that is not JSON."""
+    if len(text) > _EXPLAINED_LENGTH:
+        return None
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return str(error)
+    except (ValueError, RecursionError):
+        return None
+    return None
 
 
 def payload_decoder(annotation: Any) -> Decode | None:
@@ -180,12 +198,13 @@ def payload_decoder(annotation: Any) -> Decode | None:
         decoder = msgspec.json.Decoder(annotation, dec_hook=_decode_foreign)
         information = msgspec.inspect.type_info(annotation)
     except (TypeError, NotImplementedError):
-        if "pydantic" in sys.modules and any(_is_pydantic_model(inner) for inner in _leaves(annotation)):
+        if "pydantic" in sys.modules and any(_is_pydantic_model(leaf) for leaf in _leaves(annotation)):
             return _pydantic_decoder(annotation)
         raise
-    if isinstance(information, msgspec.inspect.CustomType) and not _is_pydantic_model(information.cls):
-        raise TypeError(f"nothing decodes JSON into {information.cls!r}")
-    return decoder.decode
+    foreign = [kind for kind in _custom_types(information) if not _is_pydantic_model(kind)]
+    if foreign:
+        raise TypeError(f"nothing decodes JSON into {', '.join(sorted(kind.__name__ for kind in foreign))}")
+    return _with_full_paths(decoder.decode)
 
 
 def _is_untyped(annotation: Any) -> bool:
@@ -209,6 +228,23 @@ def _is_pydantic_model(annotation: Any) -> bool:
     return pydantic is not None and isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
 
 
+def _custom_types(information: Any) -> set[type]:
+    """The classes within a type that msgspec leaves to a hook."""
+    found: set[type] = set()
+    seen: set[int] = set()
+    pending = [information]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, tuple):
+            pending += node
+        elif isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field) and id(node) not in seen:
+            seen.add(id(node))
+            if isinstance(node, msgspec.inspect.CustomType):
+                found.add(node.cls)
+            pending += [getattr(node, name) for name in node.__struct_fields__]
+    return found
+
+
 def _pydantic_decoder(annotation: Any) -> Decode:
     import pydantic
 
@@ -216,23 +252,42 @@ def _pydantic_decoder(annotation: Any) -> Decode:
 
     def decode(body: bytes | bytearray) -> Any:
         try:
-            return adapter.validate_python(msgspec.json.decode(body))
+            return adapter.validate_json(body)
         except pydantic.ValidationError as error:
             raise msgspec.ValidationError(_pydantic_details(error, root="$")) from None
 
     return decode
 
 
+_ROOT = "\0"
+"""Stands for the path of a pydantic model inside a type of msgspec's, which only msgspec knows."""
+
+
 def _decode_foreign(wanted: type, value: Any) -> Any:
     """Decode a pydantic model inside a type of msgspec's."""
-    if not _is_pydantic_model(wanted):
-        raise TypeError(f"nothing decodes JSON into {wanted.__name__}")
     import pydantic
 
     try:
-        return pydantic.TypeAdapter(wanted).validate_python(value)
+        # From JSON, because a strict model takes the strings of JSON for dates, and those of Python not.
+        return pydantic.TypeAdapter(wanted).validate_json(_encoder.encode(value))
     except pydantic.ValidationError as error:
-        raise ValueError(_pydantic_details(error, root="")) from None
+        raise ValueError(_pydantic_details(error, root=_ROOT)) from None
+
+
+def _with_full_paths(decode: Decode) -> Decode:
+    def decode_with_full_paths(body: bytes | bytearray) -> Any:
+        try:
+            return decode(body)
+        except msgspec.ValidationError as error:
+            text = str(error)
+            if _ROOT not in text:
+                raise
+            details, _, path = text.rpartition(" - at `$")
+            raise msgspec.ValidationError(
+                (details or text).replace(_ROOT, f"${path[:-1]}" if details else "$")
+            ) from None
+
+    return decode_with_full_paths
 
 
 def _pydantic_details(error: Any, root: str) -> str:
@@ -240,5 +295,5 @@ def _pydantic_details(error: Any, root: str) -> str:
     parts = []
     for line in error.errors(include_url=False, include_context=False, include_input=False):
         path = root + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in line["loc"])
-        parts.append(f"{line['msg']} - at `{path}`" if path else line["msg"])
+        parts.append(f"{line['msg']} - at `{path}`")
     return "; ".join(parts)

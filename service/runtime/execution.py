@@ -12,7 +12,7 @@ import msgspec
 from service.protocol.serialization import encode
 from service.runtime.handler import Handler, HandlerKind
 from service.runtime.streams import AsyncEventStream, EventStream, stream_of
-from service.runtime.workers import Workers, WorkerTask, post
+from service.runtime.workers import Workers, post
 
 Response = TypeVar("Response")
 Channel = Callable[..., Awaitable[Any]]
@@ -39,7 +39,9 @@ class Execution(Generic[Response]):
         self._stream_capacity = stream_capacity
         self._as_response = as_response
 
-    async def call(self, handler: Handler, payload: Any, context: Any) -> bytes | EventStream | Response | Failure:
+    def call(
+        self, handler: Handler, payload: Any, context: Any
+    ) -> "asyncio.Future[bytes | EventStream | Response | Failure]":
         """Call a handler, in a copy of the current context.
 
         Args:
@@ -48,29 +50,25 @@ class Execution(Generic[Response]):
             context: Its second argument, where it takes one.
 
         Returns:
-            The encoded value, the stream of what it yields, the response that it made itself, or its failure.
+            The encoded value, the stream of what it yields, the response that it made itself, or its failure. Whoever
+            cancels it cancels an async handler, and whoever settles it first lets the handler run on unheard.
         """
         home = asyncio.get_running_loop()
+        outcome: asyncio.Future[bytes | EventStream | Response | Failure] = home.create_future()
         bound = handler.bind(payload, context)
+        context_copy = contextvars.copy_context()
         if handler.kind is HandlerKind.ASYNC_GENERATOR:
             try:
-                source = bound()
-            except Exception as error:
-                return Failure(error)
-            return AsyncEventStream(source, self._workers.loop, contextvars.copy_context(), home, self._stream_capacity)
-        outcome: asyncio.Future[bytes | EventStream | Response | Failure] = home.create_future()
-        context_copy = contextvars.copy_context()
-        task: WorkerTask | None = None
-        if handler.kind is HandlerKind.COROUTINE:
+                worker, capacity = self._workers.loop, self._stream_capacity
+                outcome.set_result(AsyncEventStream(bound(), worker, context_copy, home, capacity))
+            except Exception as error:  # a callable object may do more than make a generator
+                outcome.set_result(Failure(error))
+        elif handler.kind is HandlerKind.COROUTINE:
             task = self._workers.loop.spawn(self._await(bound, home, outcome), context_copy)
+            outcome.add_done_callback(lambda outcome: task.cancel() if outcome.cancelled() else None)
         else:
             self._workers.pool.submit(partial(context_copy.run, self._call_plain, bound, home, outcome))
-        try:
-            return await outcome
-        except asyncio.CancelledError:
-            if task is not None:
-                task.cancel()
-            raise
+        return outcome
 
     async def converse(self, function: Callable[..., Awaitable[None]], *channels: Channel) -> Failure | None:
         """Run an async function on a worker loop while it talks with this loop.
