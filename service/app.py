@@ -4,8 +4,8 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         middleware: Sequence[Any] | None = None,
         **litestar_options: Any,
     ) -> None:
+        self._lifespan_state: dict[str, Any] = {}
         self._plugin = AgentCorePlugin(debug=debug, logging=True)
         self.agent = self._plugin.agent
         options = dict(litestar_options)
@@ -56,13 +57,32 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         options.setdefault("openapi_config", OpenAPIConfig(title="Agent", version="1"))
         super().__init__(
             debug=debug,
-            lifespan=[lifespan] if callable(lifespan) else lifespan,
+            lifespan=[self._keep_state(lifespan)] if callable(lifespan) else lifespan,
             middleware=[_litestar_middleware(entry) for entry in middleware or ()],
             **options,
         )
         if litestar_options.get("logging_config") is None:
             self.get_logger = logging.getLogger
             self.logger = logging.getLogger(__name__)
+            if self.logger.level == logging.NOTSET:
+                self.logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve as an ASGI application."""
+        if self._lifespan_state:
+            scope.setdefault("state", {}).update(self._lifespan_state)
+        await super().__call__(scope, receive, send)
+
+    def _keep_state(self, lifespan: Lifespan) -> Lifespan:
+        """Have what the lifespan yields be in the state of each request, as the ASGI specification's lifespan state."""
+
+        @asynccontextmanager
+        async def keeping(app: Any) -> AsyncIterator[None]:
+            async with lifespan(app) as state:
+                self._lifespan_state = dict(state or {})
+                yield
+
+        return keeping
 
     def entrypoint(self, function: AnyFunction) -> AnyFunction:  # noqa: D102 - inherited
         self._plugin.entrypoint(function)

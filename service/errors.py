@@ -1,5 +1,7 @@
 """Answers to what went wrong outside a handler, in the shape of the contract: ``{"error": ...}``."""
 
+import contextlib
+import importlib
 import logging
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -60,6 +62,8 @@ def exception_handlers(author: ExceptionHandlers | None) -> dict[Any, ExceptionH
         Handlers for all exceptions, of which the author's win wherever they apply.
     """
     handlers: dict[Any, ExceptionHandler] = {500: answer_exception}
+    with contextlib.suppress(ImportError):  # Litestar has a handler of its own for these, of another shape
+        handlers[importlib.import_module("starlette.exceptions").HTTPException] = answer_exception
     if Exception not in (author or {}):  # the author's would have to stand back behind a nearer class
         handlers[HTTPException] = answer_exception
     return handlers | dict(author or {})

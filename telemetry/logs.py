@@ -123,6 +123,7 @@ def configure_logging(request_ids: RequestIds, level: str = "INFO", stream: Text
         root.setLevel(level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         server_logger = logging.getLogger(name)
-        server_logger.handlers.clear()
-        server_logger.propagate = True
+        if server_logger.handlers:  # one without may have been silenced on purpose: ``access_log=False``
+            server_logger.handlers.clear()
+            server_logger.propagate = True
     return True

@@ -1,6 +1,6 @@
 """``GET /ping`` and ``GET /ready``."""
 
-from litestar import Controller, Response, get
+from litestar import Controller, Response, get, head
 from litestar.openapi.datastructures import ResponseSpec
 
 from service.protocol.models import PingAnswer, ReadyAnswer
@@ -33,6 +33,10 @@ def health_controller(agent: Agent) -> type[Controller]:
             Answers whatever the handlers are doing.
             """
             return await agent.health.answer()
+
+        @head(["/ping", "/ready"], include_in_schema=False)
+        async def alive(self) -> None:
+            """What load balancers ask that want no body."""
 
         @get(
             "/ready",

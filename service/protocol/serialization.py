@@ -3,8 +3,10 @@
 Encoding never fails: what no JSON can say is said in its place, so a handler's odd value costs that value alone.
 """
 
+import dataclasses
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Annotated, Any, get_args, get_origin
@@ -32,11 +34,14 @@ def _stand_in(value: Any) -> Any:
         return "null"
     if kind is bool:
         return "true" if value else "false"
-    for builtin in (int, float, str):
-        if issubclass(kind, builtin):
-            return builtin.__str__(value) if builtin is str else builtin(value)
+    if issubclass(kind, int):
+        return int.__int__(value)
+    if issubclass(kind, float):
+        return float.__float__(value)
+    if issubclass(kind, str):
+        return str.__str__(value)
     try:
-        if not issubclass(kind, type) and hasattr(value, "model_dump"):
+        if hasattr(kind, "model_dump"):  # of the class: a mock has every attribute that it is asked for
             return value.model_dump()
         text = str(value)
     except RecursionError:
@@ -62,15 +67,16 @@ def _without_surrogates(text: str) -> str:
 
 def _repaired(value: Any) -> Any:
     """A copy of a value, reduced to what JSON has, in which each string has a UTF-8 form."""
-    if not isinstance(value, str | dict | list | tuple | set | frozenset):
-        value = msgspec.to_builtins(value, enc_hook=_stand_in)
+    if not issubclass(type(value), str | dict | list | tuple | set | frozenset):
+        try:
+            return msgspec.Raw(_encoder.encode(value))
+        except UnicodeEncodeError:
+            value = _reduced(value)
     if isinstance(value, str):
         return _without_surrogates(value)
     if isinstance(value, dict):
         return {_repaired_key(key): _repaired(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_repaired(item) for item in value]
-    return value
+    return [_repaired(item) for item in value]
 
 
 def _repaired_key(key: Any) -> Any:
@@ -79,6 +85,21 @@ def _repaired_key(key: Any) -> Any:
     except UnicodeEncodeError:
         return _without_surrogates(key if isinstance(key, str) else str(_stand_in(key)))
     return key
+
+
+def _reduced(value: Any) -> Any:
+    """One level of an object as a dict, a list or a string: what msgspec or its own conversion makes of it."""
+    fields = getattr(type(value), "__struct_fields__", None)
+    if fields is not None and not type(value).__struct_config__.array_like:
+        config = type(value).__struct_config__
+        tag = {config.tag_field: config.tag} if config.tag_field else {}
+        names = zip(type(value).__struct_encode_fields__, fields, strict=True)
+        return tag | {encoded: getattr(value, name) for encoded, name in names}
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if (attributes := getattr(type(value), "__attrs_attrs__", None)) is not None:
+        return {attribute.name: getattr(value, attribute.name) for attribute in attributes}
+    return msgspec.to_builtins(value, enc_hook=_stand_in)
 
 
 def encode(value: object) -> bytes:
@@ -122,7 +143,29 @@ def encode_event(value: object) -> bytes:
 
 
 def _decode_json(body: bytes | bytearray) -> Any:
-    return msgspec.json.decode(body)
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.ValidationError:  # a number that no float holds
+        raise
+    except msgspec.DecodeError:
+        if b"\\u" not in body or len(body) > _EXPLAINED_LENGTH:
+            raise
+        try:  # half of a surrogate pair, as ``JSON.stringify`` writes a string that was cut inside an emoji
+            return json.loads(body.decode(), parse_constant=_refuse, parse_float=_finite)
+        except (ValueError, RecursionError):
+            pass
+        raise
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"JSON has no {word}")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("no float holds this number")
+    return number
 
 
 def decode_body(body: bytes | bytearray, decode: Decode = _decode_json) -> Any:
@@ -251,6 +294,7 @@ def _pydantic_decoder(annotation: Any) -> Decode:
     adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(annotation)
 
     def decode(body: bytes | bytearray) -> Any:
+        msgspec.json.decode(body)  # pydantic takes NaN and infinities, which are no JSON
         try:
             return adapter.validate_json(body)
         except pydantic.ValidationError as error:

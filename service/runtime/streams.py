@@ -5,7 +5,7 @@ import contextvars
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextvars import Context
 from typing import Any
 
@@ -135,7 +135,7 @@ class AsyncEventStream(EventStream):
     """The events of an async generator, which is iterated by a task on a worker loop.
 
     Args:
-        source: The generator, or another async iterator.
+        source: The generator.
         worker: The loop that it belongs to.
         context: The context that it runs in.
         home: The loop on which events are taken.
@@ -144,7 +144,7 @@ class AsyncEventStream(EventStream):
 
     def __init__(
         self,
-        source: AsyncIterator[Any],
+        source: AsyncGenerator[Any, Any],
         worker: WorkerLoop,
         context: Context,
         home: asyncio.AbstractEventLoop,
@@ -172,11 +172,8 @@ class AsyncEventStream(EventStream):
             self._end(error)
 
     async def _close_source(self) -> None:
-        aclose = getattr(self._source, "aclose", None)
-        if aclose is None:
-            return
         try:
-            await aclose()
+            await self._source.aclose()
         except BaseException:  # its ``finally`` is the author's code
             logger.exception("Closing the stream's generator raised")
 
@@ -265,7 +262,7 @@ def stream_of(value: object, workers: Workers, home: asyncio.AbstractEventLoop, 
     Returns:
         The stream, or ``None`` where the value is to be answered as a whole.
     """
-    if isinstance(value, AsyncIterator):
+    if isinstance(value, AsyncGenerator):
         return AsyncEventStream(value, workers.loop, contextvars.copy_context(), home, capacity)
     if isinstance(value, Generator):
         return SyncEventStream(value, workers.pool, workers.closers, contextvars.copy_context(), home, capacity)

@@ -1,0 +1,91 @@
+"""The house: three layers, arrows that point one way only, and a docstring on all that is public."""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("service", "telemetry")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def imports_of(module: str) -> Iterator[str]:
+    """What a module imports anywhere in its code, each by its absolute name."""
+    path = MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def imports_within(package: str) -> list[tuple[str, str]]:
+    """Each module of a package with each of its imports."""
+    return [(module, name) for module in MODULES if within(module, package) for name in imports_of(module)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "known"),
+    [
+        ("service.protocol", ["service.protocol"]),
+        ("service.runtime", ["service.protocol", "service.runtime"]),
+        ("telemetry", []),
+    ],
+)
+def test_a_layer_knows_itself_and_those_below_alone(layer: str, known: list[str]) -> None:
+    imports = imports_within(layer)
+    assert imports
+    assert [arrow for arrow in imports if within(arrow[1], "service") and not within(arrow[1], *known)] == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "foreign"),
+    [
+        ("service.protocol", ["litestar", "uvicorn", "asyncio", "threading", "concurrent"]),
+        ("service.runtime", ["litestar", "uvicorn"]),
+        ("telemetry", ["litestar"]),
+        ("service", ["bedrock_agentcore", "starlette"]),
+        ("telemetry", ["bedrock_agentcore", "starlette"]),
+    ],
+)
+def test_a_layer_does_without_what_is_not_its_business(layer: str, foreign: list[str]) -> None:
+    imports = imports_within(layer)
+    assert imports
+    assert [arrow for arrow in imports if within(arrow[1], *foreign)] == []
+
+
+def public_things(module: str) -> Iterator[tuple[str, str | None]]:
+    """The public classes, functions and methods that a module defines, each with its docstring."""
+    for name, thing in vars(importlib.import_module(module)).items():
+        if name.startswith("_") or getattr(thing, "__module__", None) != module:
+            continue
+        if inspect.isfunction(thing):
+            yield name, inspect.getdoc(thing)
+        elif inspect.isclass(thing):
+            yield name, vars(thing).get("__doc__")
+            for member, value in vars(thing).items():
+                if not member.startswith("_") and isinstance(
+                    value, FunctionType | classmethod | staticmethod | property
+                ):
+                    yield f"{name}.{member}", inspect.getdoc(getattr(thing, member))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_all_that_is_public_has_a_docstring(module: str) -> None:
+    assert importlib.import_module(module).__doc__
+    assert [name for name, documentation in public_things(module) if not documentation] == []
