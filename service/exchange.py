@@ -10,7 +10,7 @@ from litestar.types import Empty, Message, Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
 from service.errors import author_exception_handler, headers_of, status_of
-from service.protocol.context import RequestContext, RequestValues, current_request
+from service.protocol.context import RequestContext, RequestValues, current_request, enter_request
 from service.protocol.headers import read_headers, readable_headers, response_headers
 from service.protocol.models import ErrorAnswer, PingStatus, Refusal
 from service.protocol.serialization import decode_body, encode
@@ -71,7 +71,7 @@ class InvocationExchange:
             values = read_headers(scope["headers"])
         except Refusal as refused:
             values, refusal = readable_headers(scope["headers"]), refused
-        token = current_request.set(values)
+        token = enter_request(values)
         try:
             ids = response_headers(values.request_id or "", values.session_id)
             answering = _Answer(send, [*ids, *headers])

@@ -7,7 +7,7 @@ from litestar import WebSocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
 
-from service.protocol.context import RequestContext, RequestValues, current_request
+from service.protocol.context import RequestContext, RequestValues, current_request, enter_request
 from service.protocol.headers import read_headers, readable_headers, response_headers
 from service.protocol.models import Refusal
 from service.protocol.serialization import encode
@@ -47,7 +47,7 @@ class WebSocketSession:
         except Refusal as refusal:
             await self._refuse(refusal)
             return
-        token = current_request.set(values)
+        token = enter_request(values)
         try:
             await self._converse(values)
         finally:
@@ -111,7 +111,7 @@ class WebSocketSession:
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer a handshake whose headers make no sense: with HTTP where the server can, else with a close code."""
         values = readable_headers(self._scope["headers"])
-        token = current_request.set(values)
+        token = enter_request(values)
         logger.warning("The WebSocket was refused: %s", refusal.reason)
         current_request.reset(token)
         if "websocket.http.response" not in (self._scope.get("extensions") or {}):

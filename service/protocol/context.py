@@ -1,6 +1,7 @@
 """What is known of the request that is being served: as an argument, and from anywhere in the handler's code."""
 
-from contextvars import ContextVar
+import sys
+from contextvars import ContextVar, Token
 from typing import Annotated, Any
 
 import msgspec
@@ -45,6 +46,30 @@ class RequestValues(msgspec.Struct, frozen=True, kw_only=True):
 
 _NOTHING = RequestValues()
 current_request: ContextVar[RequestValues] = ContextVar("agentcore_request", default=_NOTHING)
+
+
+def enter_request(values: RequestValues) -> Token[RequestValues]:
+    """Have these values hold from here on.
+
+    Where a program has the reference SDK loaded besides, for its identity or memory clients, these ask the reference's
+    own context for the token; so it is told too.
+
+    Args:
+        values: What is known of the request.
+
+    Returns:
+        What :data:`current_request` is reset with.
+    """
+    if (reference := sys.modules.get("bedrock_agentcore.runtime.context")) is not None:
+        theirs = reference.BedrockAgentCoreContext
+        theirs.set_request_context(values.request_id, values.session_id)
+        if values.workload_access_token is not None:
+            theirs.set_workload_access_token(values.workload_access_token)
+        if values.oauth2_callback_url is not None:
+            theirs.set_oauth2_callback_url(values.oauth2_callback_url)
+        if values.request_headers is not None:
+            theirs.set_request_headers(values.request_headers)
+    return current_request.set(values)
 
 
 class BedrockAgentCoreContext:

@@ -2,14 +2,16 @@
 
 import asyncio
 import contextvars
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from service import BedrockAgentCoreContext, RequestContext
-from service.protocol.context import RequestValues, current_request
+from service.protocol.context import RequestValues, current_request, enter_request
 
 Get = Callable[[], Any]
 Set = Callable[[Any], None]
@@ -162,3 +164,25 @@ def test_a_request_context_is_frozen(field: str) -> None:
     context = RequestContext(session_id="s", request_id="r", request_headers={"a": "b"})
     with pytest.raises(AttributeError):
         setattr(context, field, None)
+
+
+def test_the_context_of_the_reference_sdk_is_told_where_that_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    class Reference:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *values: told.update({name: values})
+
+    monkeypatch.setitem(
+        sys.modules, "bedrock_agentcore.runtime.context", SimpleNamespace(BedrockAgentCoreContext=Reference())
+    )
+    values = RequestValues(
+        request_id="r", session_id="s", workload_access_token="t", oauth2_callback_url="u", request_headers={"h": "v"}
+    )
+    contextvars.copy_context().run(enter_request, values)
+    assert told == {
+        "set_request_context": ("r", "s"),
+        "set_workload_access_token": ("t",),
+        "set_oauth2_callback_url": ("u",),
+        "set_request_headers": ({"h": "v"},),
+    }
