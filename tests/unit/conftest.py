@@ -1,0 +1,63 @@
+"""What the contract tests share: an app, a client of it, and the log lines as the service would write them."""
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from litestar.testing import TestClient
+
+from service import BedrockAgentCoreApp, BedrockAgentCoreContext
+from telemetry.logs import JsonFormatter
+
+REQUEST_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Request-Id"
+SESSION_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
+
+Client = TestClient[BedrockAgentCoreApp]
+
+
+@pytest.fixture
+def app() -> BedrockAgentCoreApp:
+    return BedrockAgentCoreApp()
+
+
+@pytest.fixture
+def client(app: BedrockAgentCoreApp) -> Iterator[Client]:
+    with TestClient(app=app) as client:
+        yield client
+
+
+class LogLines(logging.Handler):
+    """Keeps each record as the service's formatter writes it, in the context that logged it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(
+            JsonFormatter(lambda: (BedrockAgentCoreContext.get_request_id(), BedrockAgentCoreContext.get_session_id()))
+        )
+        self.lines: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(json.loads(self.format(record)))
+
+    def of_request(self, request_id: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line.get("requestId") == request_id]
+
+
+@pytest.fixture
+def log() -> Iterator[LogLines]:
+    handler = LogLines()
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The values of a stream of server-sent events."""
+    assert response.headers["content-type"] == "text/event-stream"
+    frames = response.text.split("\n\n")
+    assert frames.pop() == ""
+    assert all(frame.startswith("data: ") for frame in frames)
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames]
