@@ -8,8 +8,7 @@ from service.plugin import AgentCorePlugin
 from service.protocol.context import BedrockAgentCoreContext, RequestContext
 from service.protocol.models import PingStatus
 from service.protocol.settings import Settings, SettingsError
-
-__version__ = "0.1.0"
+from service.version import __version__
 
 __all__ = [
     "AgentCorePlugin",
@@ -19,4 +18,5 @@ __all__ = [
     "RequestContext",
     "Settings",
     "SettingsError",
+    "__version__",
 ]

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from litestar.types import Empty, Message, Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
@@ -19,6 +20,7 @@ from service.runtime.agent import Agent
 from service.runtime.execution import Failure
 from service.runtime.failure import message_of
 from service.runtime.streams import EventStream
+from telemetry.recording import InvocationRecord
 
 if TYPE_CHECKING:
     from litestar import Response
@@ -71,10 +73,15 @@ class InvocationExchange:
             values = read_headers(scope["headers"])
         except Refusal as refused:
             values, refusal = readable_headers(scope["headers"]), refused
+        telemetry = self._agent.telemetry
+        parent, experiment = telemetry.parent_of(scope)
+        if experiment:
+            values = msgspec.structs.replace(values, experiment=experiment)
         token = enter_request(values)
+        record = telemetry.invocation(scope, parent)
         try:
             ids = response_headers(values.request_id or "", values.session_id)
-            answering = _Answer(send, [*ids, *headers])
+            answering = _Answer(send, [*ids, *headers], record)
             try:
                 if refusal is not None:
                     raise refusal
@@ -83,12 +90,17 @@ class InvocationExchange:
                 logger.warning("The invocation was refused with status %d: %s", refused.status, refused.reason)
                 closing = [(b"connection", b"close")] if refused.status == 413 else None
                 await answering.value(encode(refused.answer), refused.status, closing)
+        except BaseException as error:
+            record.error = record.error or error
+            raise
         finally:
+            record.end()
             current_request.reset(token)
 
     async def _invoke(self, values: RequestValues, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         body = await _read_body(scope, receive, self._agent.settings.max_body_bytes)
         if body is None:
+            answer.record.left = True
             logger.info("The client went away before its request was complete")
             return
         if self._debug and (action_answer := await self._debug_action(body)) is not None:
@@ -115,6 +127,7 @@ class InvocationExchange:
             )
         outcome = await _unless_client_leaves(self._agent.execution.call(handler, payload, context), receive)
         if outcome is None:
+            answer.record.left = True
             logger.info("The client went away before the handler had an answer for it")
         elif isinstance(outcome, bytes):
             await answer.value(outcome)
@@ -148,6 +161,7 @@ class InvocationExchange:
         raise Refusal(400, f"Unknown action: {action}", reason="Unknown action")
 
     async def _answer_failure(self, error: BaseException, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        answer.record.error = error
         handlers = scope["route_handler"].resolve_exception_handlers()
         if isinstance(error, Exception):
             for hook in scope["litestar_app"].after_exception:
@@ -177,6 +191,7 @@ class InvocationExchange:
         failure = await self._agent.execution.converse(respond, receive, answer.send)
         if failure is None:
             return
+        answer.record.error = failure.error
         logger.error("Sending the handler's response raised", exc_info=failure.error)
         if answer.started:
             raise RuntimeError("the handler's response failed after it had begun") from failure.error
@@ -267,19 +282,22 @@ class _Answer:
     Args:
         send: The ASGI send function.
         headers: The headers of every answer: the ids, and what the application adds.
+        record: What is recorded of the invocation.
     """
 
-    __slots__ = ("_headers", "_send", "started")
+    __slots__ = ("_headers", "_send", "record", "started")
 
-    def __init__(self, send: Send, headers: list[RawHeader]) -> None:
+    def __init__(self, send: Send, headers: list[RawHeader], record: InvocationRecord) -> None:
         self._send = send
         self._headers = headers
+        self.record = record
         self.started = False
 
     async def send(self, message: Message) -> None:
         """Send an ASGI message of somebody else's response."""
         if message["type"] == "http.response.start":
             self.started = True
+            self.record.status = message["status"]
             present = {name.lower() for name, _ in message.get("headers", ())}
             missing = [header for header in self._headers if header[0] not in present]
             message = {**message, "headers": [*message.get("headers", ()), *missing]}
@@ -288,6 +306,7 @@ class _Answer:
     async def value(self, body: bytes, status: int = 200, headers: list[RawHeader] | None = None) -> None:
         """Answer with one JSON document."""
         self.started = True
+        self.record.status = status
         if status in _NO_CONTENT:
             body = b""
         own = [_JSON, (b"content-length", b"%d" % len(body)), *self._headers]
@@ -298,10 +317,14 @@ class _Answer:
 
     async def stream(self, stream: EventStream, receive: Receive) -> None:
         """Answer with events, until the last one or until the client goes away."""
+        record = self.record
+        record.mode = "stream"
+        record.status = 200
         watch = asyncio.ensure_future(_disconnected(receive))
 
         def close(watch: "asyncio.Task[None]") -> None:
-            if not watch.cancelled() and watch.exception() is None:
+            if not watch.cancelled() and watch.exception() is None and not stream.ended:
+                record.left = True
                 stream.close()
 
         watch.add_done_callback(close)
@@ -311,9 +334,12 @@ class _Answer:
             )
             while events := await stream.take():
                 await self._send({"type": "http.response.body", "body": b"".join(events), "more_body": True})
+                record.chunks(len(events))
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:  # the ASGI specification, 2.4, has ``send`` raise it where the client is gone
+            record.left = True
             logger.info("The client went away while its stream was running")
         finally:
+            record.error = stream.error
             stream.close()
             watch.cancel()

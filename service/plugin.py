@@ -16,6 +16,7 @@ from litestar.routes import BaseRoute, HTTPRoute
 from service.authoring import AgentAuthoring, AnyFunction
 from service.controllers.health import health_controller
 from service.controllers.invocations import invocations_controller, is_invocations_handler
+from service.controllers.metrics import metrics_controller
 from service.controllers.websocket import websocket_controller
 from service.exchange import InvocationExchange
 from service.openapi import PayloadSchemaPlugin, document_payload
@@ -23,6 +24,7 @@ from service.protocol.context import current_request
 from service.protocol.settings import Settings
 from service.responses import as_responder
 from service.runtime.agent import Agent
+from service.version import __version__
 from telemetry.logs import configure_logging, uvicorn_unconfigured
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRoutePlugin, CLIPlugin):
     """Serves an agent inside a Litestar application, beside whatever else is there.
 
-    ``Litestar(plugins=[AgentCorePlugin(handler)])`` adds ``/invocations``, ``/ping``, ``/ready`` and ``/ws``. The
+    ``Litestar(plugins=[AgentCorePlugin(handler)])`` adds ``/invocations``, ``/ping``, ``/ready``,
+    ``/metrics`` and ``/ws``. The
     application keeps its own routes, middleware, exception handlers, lifespan and logging.
 
     Args:
@@ -44,6 +47,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
 
     Raises:
         SettingsError: An ``AGENTCORE_*`` variable makes no sense.
+        TelemetryError: An ``OTEL_*`` variable makes no sense.
         TypeError: The entrypoint cannot be called with a payload.
     """
 
@@ -56,7 +60,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         logging: bool = False,
     ) -> None:
         super().__init__()
-        self.agent = Agent(settings or Settings.from_environment(), as_responder)
+        self.agent = Agent(settings or Settings.from_environment(), as_responder, __version__)
         self._debug = debug
         self._logging = logging
         self._documented: list[HTTPRouteHandler] = []
@@ -77,6 +81,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         app_config.route_handlers += [
             invocations_controller(self.agent, exchange),
             health_controller(self.agent),
+            metrics_controller(self.agent),
             websocket_controller(self.agent),
         ]
         app_config.lifespan.append(self._lifespan)
@@ -103,7 +108,8 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         Returns:
             True where this is in force.
         """
-        return self._logging and configure_logging(_request_ids, self.agent.settings.log_level)
+        settings = self.agent.settings
+        return self._logging and configure_logging(_request_ids, settings.log_level, settings.log_format)
 
     def _document(self) -> None:
         if self.agent.entrypoint is None:

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import msgspec
 from litestar import WebSocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
@@ -47,10 +48,16 @@ class WebSocketSession:
         except Refusal as refusal:
             await self._refuse(refusal)
             return
+        telemetry = self._agent.telemetry
+        parent, experiment = telemetry.parent_of(self._scope)
+        if experiment:
+            values = msgspec.structs.replace(values, experiment=experiment)
         token = enter_request(values)
+        self._record = record = telemetry.websocket(self._scope, parent)
         try:
             await self._converse(values)
         finally:
+            record.end(101 if self._accepted else 403)
             current_request.reset(token)
 
     async def _converse(self, values: RequestValues) -> None:
@@ -69,6 +76,7 @@ class WebSocketSession:
         elif self._client_left:
             logger.debug("The client left the WebSocket")
         else:
+            self._record.error = failure.error
             logger.error("The websocket handler raised", exc_info=failure.error)
             await self._close(INTERNAL_ERROR)
 
@@ -105,6 +113,7 @@ class WebSocketSession:
             return
         self._closed = True
         if not self._accepted and code != NORMAL_CLOSURE:
+            self._accepted = True
             await self._send({"type": "websocket.accept", "subprotocol": None, "headers": []})
         await self._send({"type": "websocket.close", "code": code, "reason": ""})
 

@@ -1,15 +1,20 @@
 """Log lines for machines: one JSON object a line, each with the ids of the request that it belongs to."""
 
 import logging
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import ClassVar, Literal, TextIO
 
 import msgspec
 import uvicorn.config
+from opentelemetry import trace
+
+LogFormat = Literal["auto", "json", "text"]
+"""How lines are written; ``auto`` is text where the stream is a terminal."""
 
 RequestIds = Callable[[], tuple[str | None, str | None]]
 """Tells the request id and the session id that hold where it is called, each ``None`` where there is none."""
@@ -21,8 +26,8 @@ class JsonFormatter(logging.Formatter):
     """Formats a record as one JSON object on one line.
 
     The keys are ``timestamp`` (UTC, milliseconds), ``level``, ``message``, ``logger``, ``requestId`` and ``sessionId``
-    where there is a request, and for an exception ``errorType``, ``errorMessage``, ``stackTrace`` (a list of lines) and
-    ``location`` (``path:function:line`` of the logging call).
+    where there is a request, ``trace_id`` and ``span_id`` where there is a span, and for an exception ``errorType``,
+    ``errorMessage``, ``stackTrace`` (a list of lines) and ``location`` (``path:function:line`` of the logging call).
 
     Args:
         request_ids: Tells the ids of the current request; called once a record, in the context that logs.
@@ -53,6 +58,10 @@ class JsonFormatter(logging.Formatter):
             entry["requestId"] = request_id
         if session_id:
             entry["sessionId"] = session_id
+        span = trace.get_current_span().get_span_context()
+        if span.is_valid:
+            entry["trace_id"] = trace.format_trace_id(span.trace_id)
+            entry["span_id"] = trace.format_span_id(span.span_id)
         if record.exc_info and (error := record.exc_info[1]) is not None:
             entry["errorType"] = type(error).__name__
             entry["errorMessage"] = _text_of(error)
@@ -97,8 +106,56 @@ def uvicorn_unconfigured() -> Iterator[None]:
         uvicorn.config.LOGGING_CONFIG["loggers"] = configured
 
 
-def configure_logging(request_ids: RequestIds, level: str = "INFO", stream: TextIO | None = None) -> bool:
-    """Write the log lines of this process as JSON, unless the host program has set up logging already.
+class TextFormatter(logging.Formatter):
+    """Formats a record for people at a terminal: time, level, logger, message, and the ids where there is a request.
+
+    Args:
+        request_ids: Tells the ids of the current request.
+        coloured: Whether the level is coloured, by ANSI escapes.
+    """
+
+    _COLOURS: ClassVar = {"DEBUG": "36", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+
+    def __init__(self, request_ids: RequestIds, coloured: bool) -> None:
+        super().__init__()
+        self._request_ids = request_ids
+        self._coloured = coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record.
+
+        Args:
+            record: What was logged.
+
+        Returns:
+            A line of text, and the traceback below it where there is one.
+        """
+        level = f"{record.levelname:<8}"
+        if self._coloured and (colour := self._COLOURS.get(record.levelname)):
+            level = f"\x1b[{colour}m{level}\x1b[0m"
+        request_id, session_id = self._request_ids()
+        ids = [f"{name}={value}" for name, value in (("request", request_id), ("session", session_id)) if value]
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        line = f"{clock}.{int(record.msecs):03d} {level} {record.name}: {_message_of(record)}"
+        if ids:
+            line += f"  [{' '.join(ids)}]"
+        if record.exc_info and (error := record.exc_info[1]) is not None:
+            line += "\n" + "".join(traceback.format_exception(error)).rstrip()
+        return str(_printable(line))
+
+
+def _formatter(request_ids: RequestIds, style: LogFormat, stream: TextIO) -> logging.Formatter:
+    terminal = stream.isatty()
+    if style == "text" or (style == "auto" and terminal):
+        coloured = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        return TextFormatter(request_ids, coloured)
+    return JsonFormatter(request_ids)
+
+
+def configure_logging(
+    request_ids: RequestIds, level: str = "INFO", style: LogFormat = "auto", stream: TextIO | None = None
+) -> bool:
+    """Write the log lines of this process in one form, unless the host program has set up logging already.
 
     For a process that serves an agent, and does so on its own account: whoever has given the root logger a handler has
     the say, and nothing is changed. The loggers of uvicorn, which come with handlers of their own, are led to the same
@@ -107,18 +164,20 @@ def configure_logging(request_ids: RequestIds, level: str = "INFO", stream: Text
     Args:
         request_ids: Tells the ids of the current request.
         level: The level from which on lines are written, by its name.
+        style: ``json``, ``text``, or ``auto``: text where the stream is a terminal.
         stream: Where to write; standard error by default.
 
     Returns:
         True where the lines are now written by this function's handler.
     """
     root = logging.getLogger()
-    ours = [handler for handler in root.handlers if isinstance(handler.formatter, JsonFormatter)]
+    ours = [handler for handler in root.handlers if isinstance(handler.formatter, JsonFormatter | TextFormatter)]
     if root.handlers and not ours:
         return False
     if not ours:
-        handler = logging.StreamHandler(stream or sys.stderr)
-        handler.setFormatter(JsonFormatter(request_ids))
+        stream = stream or sys.stderr
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(_formatter(request_ids, style, stream))
         root.addHandler(handler)
         root.setLevel(level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):

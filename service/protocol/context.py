@@ -42,6 +42,8 @@ class RequestValues(msgspec.Struct, frozen=True, kw_only=True):
     workload_access_token: str | None = None
     oauth2_callback_url: str | None = None
     request_headers: dict[str, str] | None = None
+    experiment: dict[str, str] | None = None
+    """Attributes for the spans of the request, from its baggage."""
 
 
 _NOTHING = RequestValues()
@@ -70,6 +72,19 @@ def enter_request(values: RequestValues) -> Token[RequestValues]:
         if values.request_headers is not None:
             theirs.set_request_headers(values.request_headers)
     return current_request.set(values)
+
+
+def span_attributes() -> dict[str, str]:
+    """The attributes that every span of the current request is to carry; none outside a request."""
+    values = current_request.get()
+    if values.request_id is None:
+        return {}
+    attributes = {"request.id": values.request_id}
+    if values.session_id is not None:
+        attributes["session.id"] = attributes["gen_ai.conversation.id"] = values.session_id
+    if values.experiment:
+        attributes.update(values.experiment)
+    return attributes
 
 
 class BedrockAgentCoreContext:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 PREFIX = "AGENTCORE_"
+_VARIABLES = {"agent_name": "AGENT_NAME"}
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -37,6 +38,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Below the one second after which a kubelet gives a probe up, unless told otherwise.
     """
 
+    agent_name: str = ""
+    """What the agent is called in telemetry; its entrypoint's name by default. The variable is ``AGENT_NAME``."""
+
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """How log lines are written: ``json``, or ``text`` for people; by default ``text`` at a terminal."""
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """From which level on log lines are written, where the service sets up logging."""
 
@@ -56,7 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         environment = os.environ if environment is None else environment
         values: dict[str, object] = {}
         for field in msgspec.structs.fields(cls):
-            variable = PREFIX + field.name.upper()
+            variable = _VARIABLES.get(field.name, PREFIX + field.name.upper())
             if (text := environment.get(variable)) is None:
                 continue
             try:

@@ -5,12 +5,15 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from service.protocol.context import span_attributes
 from service.protocol.settings import Settings
 from service.runtime.execution import Execution
 from service.runtime.handler import Handler, HandlerFunction, inspect_handler, is_coroutine_function, name_of
 from service.runtime.health import Health
 from service.runtime.tasks import TaskRegistry
 from service.runtime.workers import Workers
+from telemetry.metrics import Probes
+from telemetry.recording import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +26,26 @@ class Agent:
     Args:
         settings: How it behaves.
         as_response: Tells ready-made responses among the values that handlers return; see :class:`Execution`.
+        version: The service's version.
+
+    Raises:
+        TelemetryError: An ``OTEL_*`` variable makes no sense.
     """
 
-    def __init__(self, settings: Settings, as_response: Callable[[Any], Any]) -> None:
+    def __init__(self, settings: Settings, as_response: Callable[[Any], Any], version: str) -> None:
         self.settings = settings
-        self.tasks = TaskRegistry(on_change=lambda: self.health.tasks_changed())
-        self.health = Health(is_busy=lambda: len(self.tasks) > 0, timeout=settings.ping_timeout_seconds)
         self.workers = Workers(settings.sync_threads)
+        self.health = Health(is_busy=lambda: len(self.tasks) > 0, timeout=settings.ping_timeout_seconds)
+        probes = Probes(
+            active_tasks=lambda: len(self.tasks),
+            ping_status=lambda: self.health.last.value,
+            status_changed_at=lambda: self.health.last_change,
+            worker_loops=lambda: self.workers.loops,
+            sync_queue_length=lambda: self.workers.queue_length,
+        )
+        self.telemetry = Telemetry(version, probes, span_attributes)
+        self.telemetry.agent_name = settings.agent_name or self.telemetry.agent_name
+        self.tasks = TaskRegistry(self.telemetry, on_change=self.health.tasks_changed)
         self.execution: Execution[Any] = Execution(self.workers, settings.stream_buffer_bytes, as_response)
         self.entrypoint: Handler | None = None
         self.websocket_handler: WebSocketHandler | None = None
@@ -48,6 +64,7 @@ class Agent:
             TypeError: It cannot be called with a payload.
         """
         self.entrypoint = inspect_handler(function)
+        self.telemetry.agent_name = self.settings.agent_name or self.entrypoint.name
         return self.entrypoint
 
     def register_websocket(self, function: WebSocketHandler) -> None:
@@ -71,10 +88,12 @@ class Agent:
     def start(self) -> None:
         """Be ready for requests, again if need be."""
         self.shutting_down = False
+        self.telemetry.tracer()
 
     def stop(self) -> None:
         """Stop the workers. Handlers and tasks that still run are cancelled. Blocks for some seconds at most."""
         self.shutting_down = True
-        for task in self.tasks.running():
-            logger.warning("The task %s was still running at shutdown, %.1f s old", task.name, task.age)
+        for task in self.tasks.lose():
+            logger.warning("The task %s was still running at shutdown, %.1f s old, and is lost", task.name, task.age)
         self.workers.stop()
+        self.telemetry.tracing.flush()

@@ -98,6 +98,11 @@ class Health:
         return PingAnswer(status, self.last_change)
 
     @property
+    def last(self) -> PingStatus:
+        """The status as it was last asked for."""
+        return self._last
+
+    @property
     def last_change(self) -> int:
         """When the status last changed, in whole seconds since the epoch."""
         return int(self._last_change)

@@ -39,8 +39,13 @@ class EventStream:
         self._full = False
         self._paused = False
         self._taker: asyncio.Future[None] | None = None
-        self.failed = False
-        """True where the generator raised."""
+        self.error: BaseException | None = None
+        """What the generator raised, if anything."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the generator is done and all its events were taken."""
+        return self._ended and not self._events
 
     async def take(self) -> list[bytes]:
         """Wait for events.
@@ -108,7 +113,7 @@ class EventStream:
     def _end(self, error: BaseException | None = None) -> None:
         """End the stream, from the generator's side; with a last event that tells of the error, if there was one."""
         if error is not None and not self._closed:
-            self.failed = True
+            self.error = error
             logger.error("The stream's generator raised", exc_info=error)
             self._push(encode_event(StreamError(message_of(error), type(error).__name__)))
         with self._lock:

@@ -11,6 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 import msgspec
 
 from service.runtime.handler import is_coroutine_function, name_of
+from telemetry.metrics import TaskOutcome
+from telemetry.recording import TaskRecord, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ class ActiveTask(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Any] | None
     started: float
     """On the monotonic clock, in seconds."""
+    record: TaskRecord
 
     @property
     def age(self) -> float:
@@ -36,10 +39,12 @@ class TaskRegistry:
     """Counts the active tasks of an agent. Safe to use from any thread.
 
     Args:
+        telemetry: Records each task.
         on_change: Called after the first task begins and after the last one ends.
     """
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(self, telemetry: Telemetry, on_change: Callable[[], None]) -> None:
+        self._telemetry = telemetry
         self._on_change = on_change
         self._active: dict[int, ActiveTask] = {}
         self._lock = Lock()
@@ -59,8 +64,9 @@ class TaskRegistry:
             The id to complete it with.
         """
         task_id = next(self._ids)
+        task = ActiveTask(name, metadata, time.monotonic(), self._telemetry.task(name))
         with self._lock:
-            self._active[task_id] = ActiveTask(name, metadata, time.monotonic())
+            self._active[task_id] = task
             first = len(self._active) == 1
         if first:
             self._on_change()
@@ -75,15 +81,31 @@ class TaskRegistry:
         Returns:
             False, after a warning in the log, where no such task is active.
         """
+        if self._finish(task_id, "completed"):
+            return True
+        logger.warning("Task %s cannot be completed: no such task is active", task_id)
+        return False
+
+    def lose(self) -> list[ActiveTask]:
+        """Count the tasks that are still active as lost, because the service ends.
+
+        Returns:
+            These tasks, oldest first.
+        """
+        with self._lock:
+            lost = list(self._active.items())
+        return [task for task_id, task in lost if self._finish(task_id, "lost")]
+
+    def _finish(self, task_id: int, outcome: TaskOutcome, error: BaseException | None = None) -> bool:
         with self._lock:
             task = self._active.pop(task_id, None)
             last = task is not None and not self._active
         if task is None:
-            logger.warning("Task %s cannot be completed: no such task is active", task_id)
             return False
+        task.record.end(outcome, error)
         if last:
             self._on_change()
-        logger.debug("Task %s ended after %.3f s", task.name, task.age)
+        logger.debug("Task %s %s after %.3f s", task.name, outcome, task.age)
         return True
 
     def running(self) -> list[ActiveTask]:
@@ -119,12 +141,19 @@ class TaskRegistry:
         @functools.wraps(function)
         async def tracked(*args: P.args, **kwargs: P.kwargs) -> R:
             task_id = self.add(name)
+            record = self._active[task_id].record
+            token = record.activate()
             try:
-                return await function(*args, **kwargs)
-            except Exception:
-                logger.exception("Async task %s failed", name)
+                result = await function(*args, **kwargs)
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    logger.exception("Async task %s failed", name)
+                self._finish(task_id, "failed", error)
                 raise
+            else:
+                self._finish(task_id, "completed")
+                return result
             finally:
-                self.complete(task_id)
+                record.deactivate(token)
 
         return tracked

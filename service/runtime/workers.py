@@ -247,6 +247,16 @@ class Workers:
                     self._closers = ThreadPool(CLOSER_THREADS, "agentcore-closer")
         return self._closers
 
+    @property
+    def loops(self) -> int:
+        """How many worker loops are alive."""
+        return int(self._loop is not None)
+
+    @property
+    def queue_length(self) -> int:
+        """How many plain invocations wait for a thread."""
+        return self._pool.queue_length if self._pool is not None else 0
+
     def stop(self) -> None:
         """End the threads and all that runs on the loop, within some seconds. The next use starts anew."""
         with self._lock:

@@ -1,0 +1,98 @@
+"""Trace context and baggage that come with a request."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import unquote
+
+from opentelemetry import baggage
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Getter, TextMapPropagator
+
+logger = logging.getLogger(__name__)
+
+MAX_BAGGAGE_BYTES = 8192
+"""The most that a baggage header may hold and still be passed on (W3C Baggage, section 3.3.2)."""
+
+EXPERIMENT_ATTRIBUTES = (
+    "aws.agentcore.gateway.routing_experiment_arn",
+    "aws.agentcore.gateway.routing_experiment_variant_name",
+)
+"""Baggage members that become attributes of every span of a request."""
+
+_KEY = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_VALUE = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
+_PROPERTY = rf"\s*;\s*{_KEY}\s*(?:=\s*{_VALUE}\s*)?"
+_MEMBER = re.compile(rf"\s*{_KEY}\s*=\s*{_VALUE}\s*(?:{_PROPERTY})*")
+_TRACESTATE_MEMBER = re.compile(r"\s*(?:[a-z0-9][_0-9a-z\-*/@]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,256})?\s*")
+
+Carrier = Mapping[str, list[str]]
+
+
+class _CarrierGetter(Getter[Carrier]):
+    def get(self, carrier: Carrier, key: str) -> list[str] | None:
+        return carrier.get(key.lower())
+
+    def keys(self, carrier: Carrier) -> list[str]:
+        return list(carrier)
+
+
+_getter = _CarrierGetter()
+_NO_CONTEXT = Context()
+
+
+def extract_context(headers: Iterable[tuple[bytes, bytes]], propagator: TextMapPropagator) -> Context:
+    """Find the context that a request was sent in.
+
+    What is malformed is left out, with one line at debug level that does not quote it: header values hold people's
+    data, and the propagators' own warnings would.
+
+    Args:
+        headers: Raw names and values, as the ASGI scope has them.
+        propagator: Knows the headers.
+
+    Returns:
+        The parent context of the request's span; an empty one where the request brings none.
+    """
+    wanted = propagator.fields
+    carrier: dict[str, list[str]] = {}
+    for raw_name, raw_value in headers:
+        name = raw_name.decode("latin-1").lower()
+        if name in wanted:
+            carrier.setdefault(name, []).append(raw_value.decode("latin-1"))
+    if not carrier:
+        return _NO_CONTEXT
+    _drop_malformed(carrier, "baggage", _is_baggage)
+    _drop_malformed(carrier, "tracestate", _is_tracestate)
+    return propagator.extract(carrier, Context(), _getter)
+
+
+def experiment_attributes(context: Context) -> dict[str, str]:
+    """The attributes that come from baggage.
+
+    Args:
+        context: What :func:`extract_context` found.
+
+    Returns:
+        The routing experiment's members, by name, where there are any.
+    """
+    if not context:
+        return {}
+    members = baggage.get_all(context)
+    return {name: unquote(str(members[name])) for name in EXPERIMENT_ATTRIBUTES if name in members}
+
+
+def _drop_malformed(carrier: dict[str, list[str]], name: str, is_good: "object") -> None:
+    values = carrier.get(name)
+    if values is not None and not is_good(",".join(values)):  # type: ignore[operator]
+        del carrier[name]
+        logger.debug("The %s header of a request is malformed or too long, and is ignored", name)
+
+
+def _is_baggage(text: str) -> bool:
+    return len(text) <= MAX_BAGGAGE_BYTES and all(_MEMBER.fullmatch(member) for member in text.split(","))
+
+
+def _is_tracestate(text: str) -> bool:
+    members = text.split(",")
+    return len(members) <= 32 and all(_TRACESTATE_MEMBER.fullmatch(member) for member in members)

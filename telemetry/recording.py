@@ -1,0 +1,275 @@
+"""One record for each thing that is observed: it opens the span and the gauge, and closes span and metrics at once."""
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from telemetry.metrics import AgentMetrics, Mode, Outcome, Probes, TaskOutcome
+from telemetry.propagation import experiment_attributes, extract_context
+from telemetry.tracing import RequestAttributes, Tracing
+
+Scope = Mapping[str, Any]
+"""An ASGI connection scope."""
+
+_SERVER_ERROR = 500
+_CLIENT_ERROR = 400
+
+
+class Telemetry:
+    """The traces and metrics of one service.
+
+    Args:
+        version: The service's version.
+        probes: What is true of it at each scrape; ``spans_dropped`` is filled in here.
+        request_attributes: Tells the attributes that every span of the current request is to carry.
+
+    Raises:
+        TelemetryError: An ``OTEL_*`` variable makes no sense.
+    """
+
+    def __init__(self, version: str, probes: Probes, request_attributes: RequestAttributes) -> None:
+        self.tracing = Tracing(request_attributes, version)
+        probes.spans_dropped = lambda: self.tracing.dropped
+        self.metrics = AgentMetrics(version, probes)
+        self.agent_name = "agent"
+        """What the agent is called: in its spans, and as the service where the environment names none."""
+
+    def tracer(self) -> trace.Tracer:
+        """The tracer; set up on first use."""
+        return self.tracing.tracer(self.agent_name)
+
+    def parent_of(self, scope: Scope) -> tuple[Context, dict[str, str]]:
+        """Find the context that a request was sent in.
+
+        Args:
+            scope: Its ASGI scope.
+
+        Returns:
+            The parent of its span, and the attributes that come from its baggage.
+        """
+        parent = extract_context(scope["headers"], self.tracing.propagator)
+        return parent, experiment_attributes(parent)
+
+    def invocation(self, scope: Scope, parent: Context) -> "InvocationRecord":
+        """Begin to record an invocation, in the current context.
+
+        Args:
+            scope: Its ASGI scope.
+            parent: The parent of its span.
+        """
+        return InvocationRecord(self, scope, parent)
+
+    def websocket(self, scope: Scope, parent: Context) -> "WebSocketRecord":
+        """Begin to record a WebSocket connection, in the current context.
+
+        Args:
+            scope: Its ASGI scope.
+            parent: The parent of its span.
+        """
+        return WebSocketRecord(self, scope, parent)
+
+    def task(self, name: str) -> "TaskRecord":
+        """Begin to record a background task, as a child of the current span.
+
+        Args:
+            name: What it is called.
+        """
+        return TaskRecord(self, name)
+
+
+class _ServerRecord:
+    """What invocations and WebSockets have in common: a SERVER span that is current until the end."""
+
+    __slots__ = ("_span", "_telemetry", "_token", "error")
+
+    def __init__(self, telemetry: Telemetry, name: str, scope: Scope, parent: Context, method: str) -> None:
+        self._telemetry = telemetry
+        self._span = span = telemetry.tracer().start_span(name, parent, SpanKind.SERVER)
+        if span.is_recording():
+            span.set_attributes(_server_attributes(scope, name.partition(" ")[2], method, telemetry.agent_name))
+        self._token = otel_context.attach(trace.set_span_in_context(span, parent))
+        self.error: BaseException | None = None
+        """What the handler raised, if anything."""
+
+    def _close(self, status: int | None) -> None:
+        span = self._span
+        otel_context.detach(self._token)
+        if span.is_recording():
+            if status is not None:
+                span.set_attribute("http.response.status_code", status)
+            _set_failure(span, self.error, status)
+        span.end()
+
+    def _exemplar(self) -> dict[str, str] | None:
+        context = self._span.get_span_context()
+        if self._span.is_recording() and context.trace_flags.sampled:
+            return {"trace_id": trace.format_trace_id(context.trace_id)}
+        return None
+
+
+class InvocationRecord(_ServerRecord):
+    """One invocation, from its request to the last byte of its answer."""
+
+    __slots__ = ("_began", "_chunks", "left", "mode", "status")
+
+    def __init__(self, telemetry: Telemetry, scope: Scope, parent: Context) -> None:
+        self._began = perf_counter()
+        self._chunks = 0
+        self.mode: Mode = "unary"
+        self.status: int | None = None
+        """The HTTP status of the answer."""
+        self.left = False
+        """Whether the client went away before the end."""
+        telemetry.metrics.in_progress.inc()
+        super().__init__(telemetry, "POST /invocations", scope, parent, "POST")
+
+    def chunks(self, count: int) -> None:
+        """Take note of events that were sent.
+
+        Args:
+            count: How many.
+        """
+        metrics = self._telemetry.metrics
+        if not self._chunks:
+            metrics.first_chunk.observe(perf_counter() - self._began, self._exemplar())
+        self._chunks += count
+        metrics.stream_chunks.inc(count)
+
+    def end(self) -> None:
+        """Close the span and count the invocation."""
+        metrics = self._telemetry.metrics
+        outcome = self._outcome()
+        if self.mode == "stream" and self._span.is_recording():
+            self._span.set_attribute("agentcore.stream.chunks", self._chunks)
+            stream_outcome = {"ok": "completed", "disconnected": "disconnected"}.get(outcome, "error")
+            self._span.set_attribute("agentcore.stream.outcome", stream_outcome)
+        metrics.in_progress.dec()
+        metrics.invocations[self.mode, outcome].inc()
+        metrics.duration[self.mode].observe(perf_counter() - self._began, self._exemplar())
+        self._close(self.status)
+
+    def _outcome(self) -> Outcome:
+        if self.left:
+            return "disconnected"
+        if self.status is None or self.status >= _SERVER_ERROR:
+            return "server_error"
+        if self.status >= _CLIENT_ERROR:
+            return "client_error"
+        return "server_error" if self.mode == "stream" and self.error is not None else "ok"
+
+
+class WebSocketRecord(_ServerRecord):
+    """One WebSocket connection."""
+
+    __slots__ = ()
+
+    def __init__(self, telemetry: Telemetry, scope: Scope, parent: Context) -> None:
+        telemetry.metrics.websockets.inc()
+        super().__init__(telemetry, "GET /ws", scope, parent, "GET")
+
+    def end(self, status: int) -> None:
+        """Close the span.
+
+        Args:
+            status: The HTTP status of the handshake: 101 where it was accepted.
+        """
+        self._telemetry.metrics.websockets.dec()
+        self._close(status)
+
+
+class TaskRecord:
+    """One background task, from its start to its end; it may outlive the request that started it."""
+
+    __slots__ = ("_began", "_name", "_span", "_telemetry")
+
+    def __init__(self, telemetry: Telemetry, name: str) -> None:
+        self._began = perf_counter()
+        self._telemetry = telemetry
+        self._name = name
+        self._span = telemetry.tracer().start_span(f"async_task {name}")
+
+    def activate(self) -> Any:
+        """Make the span current here; returns what :meth:`deactivate` takes."""
+        return otel_context.attach(trace.set_span_in_context(self._span))
+
+    def deactivate(self, token: Any) -> None:
+        """Make the span before it current again.
+
+        Args:
+            token: What :meth:`activate` returned.
+        """
+        otel_context.detach(token)
+
+    def end(self, outcome: TaskOutcome, error: BaseException | None = None) -> None:
+        """Close the span and count the task.
+
+        Args:
+            outcome: How it ended.
+            error: What it raised, if anything.
+        """
+        self._telemetry.metrics.task_finished(self._name, outcome, perf_counter() - self._began)
+        if self._span.is_recording():
+            if error is not None:
+                _set_failure(self._span, error, None)
+            elif outcome != "completed":
+                self._span.set_status(Status(StatusCode.ERROR, outcome))
+        self._span.end()
+
+
+def _set_failure(span: trace.Span, error: BaseException | None, status: int | None) -> None:
+    """Say what went wrong, as the HTTP conventions have it: a 4xx is the client's fault and no error of ours."""
+    if error is not None and (status is None or status >= _SERVER_ERROR or status < _CLIENT_ERROR):
+        span.record_exception(error)
+        span.set_attribute("error.type", _type_name(error))
+        span.set_status(Status(StatusCode.ERROR, _type_name(error)))
+    elif status is not None and status >= _SERVER_ERROR:
+        span.set_attribute("error.type", str(status))
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _server_attributes(scope: Scope, route: str, method: str, agent_name: str) -> dict[str, Any]:
+    """The attributes that the HTTP and generative AI conventions give the span of a server."""
+    attributes: dict[str, Any] = {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.agent.name": agent_name,
+        "http.request.method": method,
+        "http.route": route,
+        "url.path": scope["path"],
+        "url.scheme": scope.get("scheme", "http"),
+    }
+    host, port = _server(scope)
+    if host:
+        attributes["server.address"] = host
+    if port is not None:
+        attributes["server.port"] = port
+    if client := scope.get("client"):
+        attributes["client.address"] = client[0]
+    if agent := _header(scope["headers"], b"user-agent"):
+        attributes["user_agent.original"] = agent
+    return attributes
+
+
+def _server(scope: Scope) -> tuple[str | None, int | None]:
+    """The address that the client asked for, by its ``Host`` header where there is one."""
+    server: Sequence[Any] = scope.get("server") or (None, None)
+    host = _header(scope["headers"], b"host")
+    if not host:
+        return server[0], server[1]
+    name, separator, port = host.rpartition(":")
+    if separator and port.isascii() and port.isdigit():
+        return name, int(port)
+    return host, server[1]
+
+
+def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in headers if key.lower() == name), None)
