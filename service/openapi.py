@@ -102,7 +102,6 @@ def invocation_operation(agent: Agent) -> type[Operation]:
                     "application/json": OpenAPIMediaType(schema=Schema(description="The handler's answer, as JSON")),
                     "text/event-stream": OpenAPIMediaType(
                         schema=Schema(
-                            type=OpenAPIType.STRING,
                             description="One server-sent event for each value: `data: <json>` and a blank line",
                         )
                     ),

@@ -109,7 +109,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
             True where this is in force.
         """
         settings = self.agent.settings
-        return self._logging and configure_logging(_request_ids, settings.log_level, settings.log_format)
+        return self._logging and configure_logging(_request_ids, settings.log_level, style=settings.log_format)
 
     def _document(self) -> None:
         if self.agent.entrypoint is None:

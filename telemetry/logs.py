@@ -153,7 +153,7 @@ def _formatter(request_ids: RequestIds, style: LogFormat, stream: TextIO) -> log
 
 
 def configure_logging(
-    request_ids: RequestIds, level: str = "INFO", style: LogFormat = "auto", stream: TextIO | None = None
+    request_ids: RequestIds, level: str = "INFO", stream: TextIO | None = None, style: LogFormat = "auto"
 ) -> bool:
     """Write the log lines of this process in one form, unless the host program has set up logging already.
 
@@ -164,8 +164,8 @@ def configure_logging(
     Args:
         request_ids: Tells the ids of the current request.
         level: The level from which on lines are written, by its name.
-        style: ``json``, ``text``, or ``auto``: text where the stream is a terminal.
         stream: Where to write; standard error by default.
+        style: ``json``, ``text``, or ``auto``: text where the stream is a terminal.
 
     Returns:
         True where the lines are now written by this function's handler.
