@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opentelemetry import trace
 
-from telemetry.logs import JsonFormatter, configure_logging
+from telemetry.logs import JsonFormatter, LogFormat, configure_logging
 
 UVICORN = ["uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"]
 EXCEPTION_KEYS = {"errorType", "errorMessage", "stackTrace", "location"}
@@ -314,3 +315,54 @@ def test_importing_service_or_making_an_app_changes_no_logging(configured: bool)
     )
     assert json.loads(result.stdout) == [True, True]
     assert result.stderr == b""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def written(stream: io.StringIO, style: LogFormat) -> str:
+    with fresh_logging() as root:
+        assert configure_logging(lambda: ("r-1", "s-1"), stream=stream, style=style)
+        root.getChild("author").warning("café \udcff")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("stream", "style"), [(io.StringIO(), "text"), (Terminal(), "auto"), (Terminal(), "text")])
+def test_text_is_for_people_and_has_the_ids_too(stream: io.StringIO, style: LogFormat) -> None:
+    line = written(stream, style)
+    assert "WARNING" in line
+    assert line.endswith("author: café \\udcff  [request=r-1 session=s-1]\n")
+
+
+@pytest.mark.parametrize(("stream", "style"), [(io.StringIO(), "auto"), (io.StringIO(), "json"), (Terminal(), "json")])
+def test_json_is_for_machines(stream: io.StringIO, style: LogFormat) -> None:
+    assert json.loads(written(stream, style))["requestId"] == "r-1"
+
+
+def test_colours_are_for_terminals_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b[33mWARNING" in written(Terminal(), "auto")
+    assert "\x1b" not in written(io.StringIO(), "text")
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b" not in written(Terminal(), "auto")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in written(Terminal(), "auto")
+
+
+def test_an_exception_is_written_below_its_line_for_people(output: io.StringIO) -> None:
+    with fresh_logging() as root:
+        configure_logging(nowhere, stream=output, style="text")
+        root.getChild("author").error("failed", exc_info=ValueError("lost"))
+    assert output.getvalue().endswith("author: failed\nValueError: lost\n")
+
+
+def test_a_line_has_the_ids_of_its_span_where_there_is_one(logger: logging.Logger, output: io.StringIO) -> None:
+    context = trace.SpanContext(1, 2, is_remote=False)
+    with trace.use_span(trace.NonRecordingSpan(context)):
+        logger.info("within")
+    entry = only_line(output)
+    assert (entry["trace_id"], entry["span_id"]) == (f"{1:032x}", f"{2:016x}")

@@ -13,6 +13,7 @@ VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_STREAM_BUFFER_BYTES", 64 * 1024, "1", 1, ["0", "-1", "1.5", "64k", ""]),
     ("AGENTCORE_PING_TIMEOUT_SECONDS", 0.5, "0.25", 0.25, ["0", "-1", "nan", "1e999", "soon", "", "1s"]),
     ("AGENTCORE_LOG_LEVEL", "INFO", "WARNING", "WARNING", ["LOUD", "20", ""]),
+    ("AGENTCORE_LOG_FORMAT", "auto", "text", "text", ["xml", "JSON", ""]),
 ]
 
 
@@ -21,7 +22,11 @@ def field_of(variable: str) -> str:
 
 
 def test_each_setting_has_a_row_here() -> None:
-    assert {field_of(variable) for variable, *_ in VARIABLES} == set(Settings.__struct_fields__)
+    assert {field_of(variable) for variable, *_ in VARIABLES} == set(Settings.__struct_fields__) - {"agent_name"}
+
+
+def test_the_name_of_the_agent_has_a_variable_of_its_own() -> None:
+    assert Settings.from_environment({"AGENT_NAME": "researcher"}).agent_name == "researcher"
 
 
 @pytest.mark.parametrize(("variable", "default"), [row[:2] for row in VARIABLES])
