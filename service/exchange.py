@@ -188,7 +188,13 @@ class InvocationExchange:
         async def respond(receive: Receive, send: Send) -> None:
             await responder(scope, receive, send)
 
-        failure = await self._agent.execution.converse(respond, receive, answer.send)
+        async def watched_receive() -> Any:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not answer.finished:
+                answer.record.left = True
+            return message
+
+        failure = await self._agent.execution.converse(respond, watched_receive, answer.send)
         if failure is None:
             return
         answer.record.error = failure.error
@@ -285,12 +291,13 @@ class _Answer:
         record: What is recorded of the invocation.
     """
 
-    __slots__ = ("_headers", "_send", "record", "started")
+    __slots__ = ("_headers", "_send", "finished", "record", "started")
 
     def __init__(self, send: Send, headers: list[RawHeader], record: InvocationRecord) -> None:
         self._send = send
         self._headers = headers
         self.record = record
+        self.finished = False
         self.started = False
 
     async def send(self, message: Message) -> None:
@@ -302,6 +309,7 @@ class _Answer:
             missing = [header for header in self._headers if header[0] not in present]
             message = {**message, "headers": [*message.get("headers", ()), *missing]}
         await self._send(message)
+        self.finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
     async def value(self, body: bytes, status: int = 200, headers: list[RawHeader] | None = None) -> None:
         """Answer with one JSON document."""

@@ -162,13 +162,16 @@ class AgentMetrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-    def task_finished(self, name: str, outcome: TaskOutcome, seconds: float) -> None:
+    def task_finished(
+        self, name: str, outcome: TaskOutcome, seconds: float, exemplar: dict[str, str] | None = None
+    ) -> None:
         """Count a background task.
 
         Args:
             name: What it was called.
             outcome: How it ended.
             seconds: How long it took.
+            exemplar: The id of its trace, where that is recorded.
         """
         if name not in self._task_names:
             if len(self._task_names) >= MAX_TASK_NAMES:
@@ -176,7 +179,7 @@ class AgentMetrics:
             else:
                 self._task_names.add(name)
         self._tasks.labels(name, outcome).inc()
-        self._task_duration.labels(name).observe(seconds)
+        self._task_duration.labels(name).observe(seconds, exemplar)
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the form that a scraper asks for.
@@ -187,5 +190,25 @@ class AgentMetrics:
         Returns:
             The body, and its content type: Prometheus text, or OpenMetrics (with exemplars) where that is accepted.
         """
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = choose_encoder(_preferred(accept))
         return encode(_WithoutCreated(self.registry)), content_type
+
+
+def _preferred(accept: str) -> str:
+    """The entry of an ``Accept`` header that a scraper wants most, of those that there is a form for.
+
+    ``prometheus_client`` itself takes no notice of the weights (RFC 9110, section 12.4.2).
+    """
+    weighted: list[tuple[float, str]] = []
+    for entry in accept.split(","):
+        kind, *parameters = (part.strip() for part in entry.split(";"))
+        weight = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+        try:
+            weighted.append((float(weight), entry if kind in _FORMS else ""))
+        except ValueError:
+            continue
+    acceptable = [(weight, entry) for weight, entry in weighted if weight > 0 and entry]
+    return max(acceptable, key=lambda pair: pair[0], default=(0, ""))[1]
+
+
+_FORMS = frozenset({"text/plain", "application/openmetrics-text"})

@@ -106,10 +106,7 @@ class _ServerRecord:
         span.end()
 
     def _exemplar(self) -> dict[str, str] | None:
-        context = self._span.get_span_context()
-        if self._span.is_recording() and context.trace_flags.sampled:
-            return {"trace_id": trace.format_trace_id(context.trace_id)}
-        return None
+        return _exemplar_of(self._span)
 
 
 class InvocationRecord(_ServerRecord):
@@ -212,13 +209,23 @@ class TaskRecord:
             outcome: How it ended.
             error: What it raised, if anything.
         """
-        self._telemetry.metrics.task_finished(self._name, outcome, perf_counter() - self._began)
+        self._telemetry.metrics.task_finished(
+            self._name, outcome, perf_counter() - self._began, _exemplar_of(self._span)
+        )
         if self._span.is_recording():
             if error is not None:
                 _set_failure(self._span, error, None)
             elif outcome != "completed":
                 self._span.set_status(Status(StatusCode.ERROR, outcome))
         self._span.end()
+
+
+def _exemplar_of(span: trace.Span) -> dict[str, str] | None:
+    """What leads from a metric to a trace, where that trace will be found."""
+    context = span.get_span_context()
+    if span.is_recording() and context.trace_flags.sampled:
+        return {"trace_id": trace.format_trace_id(context.trace_id)}
+    return None
 
 
 def _set_failure(span: trace.Span, error: BaseException | None, status: int | None) -> None:
