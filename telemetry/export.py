@@ -42,6 +42,7 @@ class SpanExportQueue(SpanProcessor):
         self._spans: deque[ReadableSpan] = deque()
         self._wake = threading.Event()
         self._exporting = threading.Lock()
+        self._in_flight = 0
         self._ending = False
         self._deadline: float | None = None
         self.dropped = 0
@@ -76,8 +77,10 @@ class SpanExportQueue(SpanProcessor):
         with self._exporting:
             while self._spans and not self._too_late():
                 batch = [self._spans.popleft() for _ in range(min(self._batch, len(self._spans)))]
+                self._in_flight = len(batch)
                 if not self._export(batch):
-                    self.dropped += len(batch)
+                    self.dropped += self._in_flight
+                self._in_flight = 0
         self._report()
 
     def _export(self, batch: list[ReadableSpan]) -> bool:
@@ -121,7 +124,8 @@ class SpanExportQueue(SpanProcessor):
     def give_up(self) -> None:
         """Drop what is queued: the process ends, and the backend takes too long."""
         self._deadline = time.monotonic()
-        self.dropped += len(self._spans)
+        self.dropped += len(self._spans) + self._in_flight
+        self._in_flight = 0
         self._spans.clear()
         self._reported_at = -REPORT_SECONDS
         self._report()

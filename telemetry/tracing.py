@@ -3,8 +3,10 @@
 import importlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -17,6 +19,11 @@ from telemetry.environment import TelemetryError, TraceSettings
 from telemetry.export import SHUTDOWN_SECONDS, SpanExportQueue
 
 logger = logging.getLogger(__name__)
+
+# Of the process, as the provider is: several services in one process share both.
+_set_up_lock = threading.Lock()
+_known_providers: WeakSet[TracerProvider] = WeakSet()
+_queues: WeakKeyDictionary[trace.TracerProvider, SpanExportQueue] = WeakKeyDictionary()
 
 RequestAttributes = Callable[[], Mapping[str, str]]
 """Tells the attributes of the request in whose context it is called; empty outside one."""
@@ -71,8 +78,8 @@ class Tracing:
         self._settings = TraceSettings.from_environment(environment)
         self._processor = RequestAttributesProcessor(request_attributes)
         self._version = version
-        self._queue: SpanExportQueue | None = None
-        self._tracer: Tracer | None = None
+        self._provider: trace.TracerProvider | None = None
+        self._tracer: Tracer = trace.NoOpTracer()
         self.propagator = _propagator(environment)
         if not self._settings.disabled:
             _exporter_class(self._settings)  # a missing package is an error now, and not at the first request
@@ -80,10 +87,14 @@ class Tracing:
     @property
     def dropped(self) -> int:
         """How many spans never reached the backend."""
-        return self._queue.dropped if self._queue is not None else 0
+        return queue.dropped if (queue := self._queue) is not None else 0
+
+    @property
+    def _queue(self) -> SpanExportQueue | None:
+        return _queues.get(self._provider) if self._provider is not None else None
 
     def tracer(self, service_name: str) -> Tracer:
-        """The tracer, set up on first use: by then the host program has had its chance to install a provider.
+        """The tracer. Set up on first use, and again where the host program installs a provider after that.
 
         Args:
             service_name: What the service is called where the environment does not say.
@@ -91,34 +102,52 @@ class Tracing:
         Returns:
             A tracer.
         """
-        if self._tracer is None:
-            self._set_up(service_name)
-            self._tracer = trace.get_tracer("service", self._version)
+        if self._settings.disabled:
+            return self._tracer
+        if trace.get_tracer_provider() is not self._provider:
+            with _set_up_lock:
+                self._set_up(service_name)
         return self._tracer
 
     def _set_up(self, service_name: str) -> None:
-        settings = self._settings
-        if settings.disabled:
-            return
         provider = trace.get_tracer_provider()
-        if isinstance(provider, trace.ProxyTracerProvider) and settings.exporters:
-            resource = Resource.create({} if settings.names_service else {SERVICE_NAME: service_name})
-            provider = TracerProvider(resource=resource)
-            provider.add_span_processor(self._processor)
-            exporter = _exporter_class(settings)
-            if "otlp" in settings.exporters and exporter is not None:
-                self._queue = SpanExportQueue(exporter(), settings)
-                provider.add_span_processor(self._queue)
-            if "console" in settings.exporters:
-                provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+        if isinstance(provider, trace.ProxyTracerProvider) and self._settings.exporters:
+            provider = self._make_provider(service_name)
             trace.set_tracer_provider(provider)
-        elif isinstance(provider, TracerProvider):
+        if isinstance(provider, TracerProvider) and provider not in _known_providers:
+            _known_providers.add(provider)
             provider.add_span_processor(self._processor)
+        self._provider = provider
+        self._tracer = trace.get_tracer("service", self._version)
+
+    def _make_provider(self, service_name: str) -> TracerProvider:
+        settings = self._settings
+        provider = TracerProvider(
+            resource=Resource.create({} if settings.names_service else {SERVICE_NAME: service_name})
+        )
+        # The processors are called in this order: the attributes go onto a span before an exporter sees it.
+        provider.add_span_processor(self._processor)
+        _known_providers.add(provider)
+        if (exporter := _exporter_class(settings)) is not None:
+            _quieten_exporters()
+            _queues[provider] = queue = SpanExportQueue(exporter(), settings)
+            provider.add_span_processor(queue)
+        if "console" in settings.exporters:
+            provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+        return provider
 
     def flush(self) -> None:
         """Send what is queued, and give up what takes longer than five seconds: the service ends."""
-        if self._queue is not None and not self._queue.force_flush(int(SHUTDOWN_SECONDS * 1000)):
-            self._queue.give_up()
+        queue = self._queue
+        if queue is not None and not queue.force_flush(int(SHUTDOWN_SECONDS * 1000)):
+            queue.give_up()
+
+
+def _quieten_exporters() -> None:
+    """Keep the exporters from saying at each try what the queue says once a minute, unless the host has the say."""
+    exporters = logging.getLogger("opentelemetry.exporter.otlp")
+    if exporters.level == logging.NOTSET:
+        exporters.setLevel(logging.CRITICAL)
 
 
 def _propagator(environment: Mapping[str, str]) -> Any:
