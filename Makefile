@@ -1,6 +1,6 @@
 # make run    serve the quick-start agent          make lock    renew the locked requirements
 # make test   lint, types, unit, integration       make clean   remove what make made
-# make e2e    against the reference runtime
+# make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix
 
 PORT ?= 8080
 HOST ?= 127.0.0.1
@@ -35,8 +35,13 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-e2e: $(INSTALLED)
+# Needs prometheus and promtool on the PATH; makes environments of its own for the peers and the tracing backend.
+e2e: $(VENV)/.installed-e2e
 	$(BIN)/python -m pytest tests/e2e
+
+$(VENV)/.installed-e2e: $(INSTALLED) requirements-e2e.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-e2e.txt
+	@touch $@
 
 # Needs uv, which is put into an environment of its own. The files carry hashes and name no index.
 lock:
@@ -47,6 +52,9 @@ lock:
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements.txt \
 		--extra tests --extra typing --extra build pyproject.toml --output-file requirements-dev.txt
+	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements-dev.txt \
+		--extra tests --extra e2e pyproject.toml --output-file requirements-e2e.txt
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

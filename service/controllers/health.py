@@ -34,8 +34,8 @@ def health_controller(agent: Agent) -> type[Controller]:
             """
             return await agent.health.answer()
 
-        @head(["/ping", "/ready"], include_in_schema=False)
-        async def alive(self) -> None:
+        @head("/ping", operation_id="ping_head", summary="Health, without a body")
+        async def ping_head(self) -> None:
             """What load balancers ask that want no body."""
 
         @get(

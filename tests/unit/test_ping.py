@@ -349,3 +349,8 @@ def test_ready_answers_200_when_the_service_has_started_again(app: BedrockAgentC
     for _ in range(2):
         with TestClient(app=app) as client:
             assert client.get("/ready").status_code == 200
+
+
+def test_a_head_request_is_answered_too(client: Client) -> None:
+    response = client.head("/ping")
+    assert (response.status_code, response.content) == (200, b"")
