@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
+from threading import Lock
 from typing import Literal
 
 from prometheus_client import (
@@ -150,6 +151,7 @@ class AgentMetrics:
             registry=registry,
         )
         self._task_names: set[str] = set()
+        self._task_names_lock = Lock()
         build = Gauge("agentcore_build_info", "What is running.", ("version", "python_version"), registry=registry)
         build.labels(version, platform.python_version()).set(1)
         # Bound ahead: a look-up by label values costs more than the update, and series that start at 0 can be rated.
@@ -174,10 +176,11 @@ class AgentMetrics:
             exemplar: The id of its trace, where that is recorded.
         """
         if name not in self._task_names:
-            if len(self._task_names) >= MAX_TASK_NAMES:
+            with self._task_names_lock:  # tasks end on any thread
+                if len(self._task_names) < MAX_TASK_NAMES:
+                    self._task_names.add(name)
+            if name not in self._task_names:
                 name = "other"
-            else:
-                self._task_names.add(name)
         self._tasks.labels(name, outcome).inc()
         self._task_duration.labels(name).observe(seconds, exemplar)
 

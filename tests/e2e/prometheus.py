@@ -17,6 +17,9 @@ from tests.e2e.runtimes import free_ports
 PATIENCE = 20.0
 """Seconds after which what should have happened long ago counts as not happening."""
 
+SCRAPE_TOLERANCE = 0.01
+"""Seconds by which Prometheus may move the timestamp of a scrape, to have them at even distances."""
+
 CONFIGURATION = """\
 global:
   scrape_interval: 1s
@@ -72,17 +75,19 @@ class Prometheus:
 
     def wait_for_scrape(self) -> None:
         """Wait until the target was scraped once more, from now on, and well."""
-        now = time.time()
-        deadline = now + PATIENCE
-        while not self.query(f'timestamp(up{{job="agent"}} == 1) > {now}'):
-            assert time.time() < deadline, self.get("targets")["activeTargets"]
+        now = time.time() + SCRAPE_TOLERANCE
+        deadline = time.monotonic() + PATIENCE
+        while not self.query(f'timestamp(up{{job="agent"}}) > {now} and up{{job="agent"}} == 1'):
+            assert time.monotonic() < deadline, self.get("targets")["activeTargets"]
             time.sleep(0.05)
 
 
 def executable(name: str) -> str:
     path = shutil.which(name)
     if path is None:
-        pytest.fail(f"`{name}` is not on the PATH: install it, on Debian with `apt-get install prometheus`", pytrace=False)
+        pytest.fail(
+            f"`{name}` is not on the PATH: install it, on Debian with `apt-get install prometheus`", pytrace=False
+        )
     return path
 
 
