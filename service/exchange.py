@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from litestar.types import Empty, Message, Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
@@ -75,9 +74,7 @@ class InvocationExchange:
             values, refusal = readable_headers(scope["headers"]), refused
         telemetry = self._agent.telemetry
         parent, experiment = telemetry.parent_of(scope)
-        if experiment:
-            values = msgspec.structs.replace(values, experiment=experiment)
-        token = enter_request(values)
+        token = enter_request(values, experiment)
         record = telemetry.invocation(scope, parent)
         try:
             ids = response_headers(values.request_id or "", values.session_id)

@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-import msgspec
 from litestar import WebSocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
@@ -50,9 +49,7 @@ class WebSocketSession:
             return
         telemetry = self._agent.telemetry
         parent, experiment = telemetry.parent_of(self._scope)
-        if experiment:
-            values = msgspec.structs.replace(values, experiment=experiment)
-        token = enter_request(values)
+        token = enter_request(values, experiment)
         self._record = record = telemetry.websocket(self._scope, parent)
         try:
             await self._converse(values)

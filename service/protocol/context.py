@@ -50,7 +50,7 @@ _NOTHING = RequestValues()
 current_request: ContextVar[RequestValues] = ContextVar("agentcore_request", default=_NOTHING)
 
 
-def enter_request(values: RequestValues) -> Token[RequestValues]:
+def enter_request(values: RequestValues, experiment: dict[str, str] | None = None) -> Token[RequestValues]:
     """Have these values hold from here on.
 
     Where a program has the reference SDK loaded besides, for its identity or memory clients, these ask the reference's
@@ -58,6 +58,7 @@ def enter_request(values: RequestValues) -> Token[RequestValues]:
 
     Args:
         values: What is known of the request.
+        experiment: Attributes for its spans, from its baggage.
 
     Returns:
         What :data:`current_request` is reset with.
@@ -71,7 +72,7 @@ def enter_request(values: RequestValues) -> Token[RequestValues]:
             theirs.set_oauth2_callback_url(values.oauth2_callback_url)
         if values.request_headers is not None:
             theirs.set_request_headers(values.request_headers)
-    return current_request.set(values)
+    return current_request.set(msgspec.structs.replace(values, experiment=experiment) if experiment else values)
 
 
 def span_attributes() -> dict[str, str]:
