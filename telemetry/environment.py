@@ -6,6 +6,7 @@ an error at start-up that names the variable.
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
@@ -42,6 +43,9 @@ class TraceSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     protocol: str
     """Of OTLP: ``http/protobuf`` or ``grpc``."""
+
+    protocol_variable: str
+    """The variable that says so, for whoever has to be told that it cannot be had."""
 
     names_service: bool
     """Whether the environment says what the service is called."""
@@ -87,6 +91,9 @@ class TraceSettings(msgspec.Struct, frozen=True, kw_only=True):
             protocol=values.get(
                 "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", values.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
             ),
+            protocol_variable="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+            if "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" in values
+            else "OTEL_EXPORTER_OTLP_PROTOCOL",
             names_service="OTEL_SERVICE_NAME" in values
             or "service.name" in _names(values.get("OTEL_RESOURCE_ATTRIBUTES", "")),
             max_queue_size=queue,
@@ -160,6 +167,11 @@ def _url(name: str, value: str) -> None:
         _refuse(name, value, "a URL such as http://localhost:4318")
 
 
+def _file(name: str, value: str) -> None:
+    if not Path(value).is_file():
+        _refuse(name, value, "the path of a file")
+
+
 def _pairs(name: str, value: str) -> None:
     if not all(_PAIR.fullmatch(pair) for pair in value.split(",") if pair.strip()):
         # the value may be a credential
@@ -185,6 +197,9 @@ _CHECKS: dict[str, Callable[[str, str], None]] = {
             "HEADERS": _pairs,
             "TIMEOUT": _seconds,
             "COMPRESSION": _one_of(COMPRESSIONS),
+            "CERTIFICATE": _file,
+            "CLIENT_CERTIFICATE": _file,
+            "CLIENT_KEY": _file,
         }.items()
     },
     **{
@@ -196,6 +211,8 @@ _CHECKS: dict[str, Callable[[str, str], None]] = {
             "SPAN_ATTRIBUTE_COUNT",
             "SPAN_EVENT_COUNT",
             "SPAN_LINK_COUNT",
+            "EVENT_ATTRIBUTE_COUNT",
+            "LINK_ATTRIBUTE_COUNT",
         )
     },
 }

@@ -42,7 +42,9 @@ class SpanExportQueue(SpanProcessor):
         self._spans: deque[ReadableSpan] = deque()
         self._wake = threading.Event()
         self._exporting = threading.Lock()
+        self._counting = threading.Lock()
         self._in_flight = 0
+        self._gave_up = False
         self._ending = False
         self._deadline: float | None = None
         self.dropped = 0
@@ -60,8 +62,9 @@ class SpanExportQueue(SpanProcessor):
         if not span.context.trace_flags.sampled:
             return
         if self._ending or len(self._spans) >= self._capacity:
-            self.dropped += 1
+            self._drop(1)
             return
+        self._gave_up = False
         self._spans.append(span)
         if len(self._spans) >= self._batch and not self._wake.is_set():
             self._wake.set()
@@ -79,8 +82,9 @@ class SpanExportQueue(SpanProcessor):
                 batch = [self._spans.popleft() for _ in range(min(self._batch, len(self._spans)))]
                 self._in_flight = len(batch)
                 if not self._export(batch):
-                    self.dropped += self._in_flight
+                    self._drop(self._in_flight)
                 self._in_flight = 0
+                self._report()
         self._report()
 
     def _export(self, batch: list[ReadableSpan]) -> bool:
@@ -93,6 +97,10 @@ class SpanExportQueue(SpanProcessor):
             return False
         finally:
             otel_context.detach(token)
+
+    def _drop(self, count: int) -> None:
+        with self._counting:  # spans end on any thread
+            self.dropped += count
 
     def _too_late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
@@ -123,8 +131,8 @@ class SpanExportQueue(SpanProcessor):
 
     def give_up(self) -> None:
         """Drop what is queued: the process ends, and the backend takes too long."""
-        self._deadline = time.monotonic()
-        self.dropped += len(self._spans) + self._in_flight
+        self._gave_up = True
+        self._drop(len(self._spans) + self._in_flight)
         self._in_flight = 0
         self._spans.clear()
         self._reported_at = -REPORT_SECONDS
@@ -134,7 +142,8 @@ class SpanExportQueue(SpanProcessor):
         """Export what is queued, within five seconds, and take no more."""
         if self._ending:
             return
-        deadline = self._deadline = self._deadline or time.monotonic() + SHUTDOWN_SECONDS
+        wait = 0.0 if self._gave_up else SHUTDOWN_SECONDS
+        deadline = self._deadline = time.monotonic() + wait
         self._ending = True
         self._wake.set()
         self._thread.join(max(0.0, deadline - time.monotonic()))

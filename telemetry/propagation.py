@@ -2,8 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
-from urllib.parse import unquote
+from collections.abc import Callable, Iterable, Mapping
 
 from opentelemetry import baggage
 from opentelemetry.context import Context
@@ -26,12 +25,13 @@ _PROPERTY = rf"\s*;\s*{_KEY}\s*(?:=\s*{_VALUE}\s*)?"
 _MEMBER = re.compile(rf"\s*{_KEY}\s*=\s*{_VALUE}\s*(?:{_PROPERTY})*")
 _TRACESTATE_MEMBER = re.compile(r"\s*(?:[a-z0-9][_0-9a-z\-*/@]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,256})?\s*")
 
-Carrier = Mapping[str, list[str]]
+Carrier = Mapping[str, str]
 
 
 class _CarrierGetter(Getter[Carrier]):
     def get(self, carrier: Carrier, key: str) -> list[str] | None:
-        return carrier.get(key.lower())
+        value = carrier.get(key.lower())
+        return None if value is None else [value]
 
     def keys(self, carrier: Carrier) -> list[str]:
         return list(carrier)
@@ -55,13 +55,15 @@ def extract_context(headers: Iterable[tuple[bytes, bytes]], propagator: TextMapP
         The parent context of the request's span; an empty one where the request brings none.
     """
     wanted = propagator.fields
-    carrier: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {}
     for raw_name, raw_value in headers:
         name = raw_name.decode("latin-1").lower()
         if name in wanted:
-            carrier.setdefault(name, []).append(raw_value.decode("latin-1"))
-    if not carrier:
+            parts.setdefault(name, []).append(raw_value.decode("latin-1"))
+    if not parts:
         return _NO_CONTEXT
+    # A header that comes in parts is one list (RFC 9110, section 5.3); the propagators would read its first part.
+    carrier = {name: ",".join(values) for name, values in parts.items()}
     _drop_malformed(carrier, "baggage", _is_baggage)
     _drop_malformed(carrier, "tracestate", _is_tracestate)
     return propagator.extract(carrier, Context(), _getter)
@@ -79,12 +81,11 @@ def experiment_attributes(context: Context) -> dict[str, str]:
     if not context:
         return {}
     members = baggage.get_all(context)
-    return {name: unquote(str(members[name])) for name in EXPERIMENT_ATTRIBUTES if name in members}
+    return {name: str(members[name]) for name in EXPERIMENT_ATTRIBUTES if name in members}
 
 
-def _drop_malformed(carrier: dict[str, list[str]], name: str, is_good: "object") -> None:
-    values = carrier.get(name)
-    if values is not None and not is_good(",".join(values)):  # type: ignore[operator]
+def _drop_malformed(carrier: dict[str, str], name: str, is_good: Callable[[str], bool]) -> None:
+    if name in carrier and not is_good(carrier[name]):
         del carrier[name]
         logger.debug("The %s header of a request is malformed or too long, and is ignored", name)
 

@@ -166,7 +166,7 @@ def _exporter_class(settings: TraceSettings) -> type[SpanExporter] | None:
         exporters = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{module}.trace_exporter")
     except ImportError as error:
         raise TelemetryError(
-            f"OTEL_EXPORTER_OTLP_PROTOCOL={settings.protocol} needs the package litestar-agentcore[grpc]: {error}"
+            f"{settings.protocol_variable}={settings.protocol} needs the package litestar-agentcore[grpc]: {error}"
         ) from None
     exporter: type[SpanExporter] = exporters.OTLPSpanExporter
     return exporter
