@@ -95,6 +95,13 @@ def _printable(value: object) -> object:
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
+def _without_query(record: logging.LogRecord) -> bool:
+    """Cut the query off the path of an access line: people put keys and personal data there."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(arg.partition("?")[0] if isinstance(arg, str) else arg for arg in record.args)
+    return True
+
+
 @contextmanager
 def uvicorn_unconfigured() -> Iterator[None]:
     """Keep ``uvicorn.run`` from giving its loggers handlers of their own, where nobody can tell it not to."""
@@ -180,6 +187,7 @@ def configure_logging(
         handler.setFormatter(_formatter(request_ids, style, stream))
         root.addHandler(handler)
         root.setLevel(level)
+    logging.getLogger("uvicorn.access").addFilter(_without_query)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         server_logger = logging.getLogger(name)
         if server_logger.handlers:  # one without may have been silenced on purpose: ``access_log=False``

@@ -366,3 +366,11 @@ def test_a_line_has_the_ids_of_its_span_where_there_is_one(logger: logging.Logge
         logger.info("within")
     entry = only_line(output)
     assert (entry["trace_id"], entry["span_id"]) == (f"{1:032x}", f"{2:016x}")
+
+
+def test_the_query_of_a_request_is_cut_off_its_access_line(output: io.StringIO) -> None:
+    with fresh_logging():
+        configure_logging(nowhere, stream=output)
+        configure_logging(nowhere, stream=output)
+        logging.getLogger("uvicorn.access").info('%s - "%s %s" %d', "client", "GET", "/ping?key=secret", 200)
+    assert only_line(output)["message"] == 'client - "GET /ping" 200'
