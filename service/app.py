@@ -16,6 +16,7 @@ from litestar.openapi import OpenAPIConfig
 from service.authoring import AgentAuthoring, AnyFunction
 from service.errors import exception_handlers
 from service.plugin import AgentCorePlugin
+from telemetry.logs import server_level
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
@@ -109,7 +110,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             "host": host or default_host(),
             "port": port,
             "access_log": self.debug,
-            "log_level": self.agent.settings.log_level.lower(),
+            "log_level": server_level(self.agent.settings.log_level).lower(),
         }
         if self._plugin.configure_logging():
             options["log_config"] = None

@@ -95,6 +95,18 @@ def _printable(value: object) -> object:
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
+def server_level(level: str) -> str:
+    """The level for the server's own lines: at DEBUG it would write out the headers of each WebSocket handshake.
+
+    Args:
+        level: The level that is wanted, by its name.
+
+    Returns:
+        The same, but ``INFO`` for ``DEBUG``.
+    """
+    return "INFO" if level == "DEBUG" else level
+
+
 def _without_query(record: logging.LogRecord) -> bool:
     """Cut the query off the path of an access line: people put keys and personal data there."""
     if isinstance(record.args, tuple):
@@ -188,6 +200,7 @@ def configure_logging(
         root.addHandler(handler)
         root.setLevel(level)
     logging.getLogger("uvicorn.access").addFilter(_without_query)
+    logging.getLogger("uvicorn.error").setLevel(server_level(level))
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         server_logger = logging.getLogger(name)
         if server_logger.handlers:  # one without may have been silenced on purpose: ``access_log=False``
