@@ -1,0 +1,170 @@
+"""A real Phoenix: it takes spans by OTLP, and is asked by its HTTP API."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import httpx
+import msgspec
+import pytest
+
+from tests.e2e.runtimes import HERE, ROOT, free_ports
+
+T = TypeVar("T")
+
+VENV = ROOT / ".venv-phoenix"
+REQUIREMENTS = HERE / "requirements-phoenix.txt"
+
+INSTALL_SECONDS = 900.0
+START_SECONDS = 120.0
+PATIENCE = 20.0
+"""Seconds after which what should have happened long ago counts as not happening."""
+
+
+class SpanContext(msgspec.Struct):
+    trace_id: str
+    span_id: str
+
+
+class SpanEvent(msgspec.Struct):
+    name: str
+    attributes: dict[str, Any]
+
+
+class Span(msgspec.Struct):
+    """A span as Phoenix has kept it."""
+
+    name: str
+    context: SpanContext
+    parent_id: str | None
+    start_time: datetime
+    end_time: datetime
+    status_code: str
+    attributes: dict[str, Any]
+    events: list[SpanEvent]
+
+    @property
+    def seconds(self) -> float:
+        return (self.end_time - self.start_time).total_seconds()
+
+
+class SessionTrace(msgspec.Struct):
+    trace_id: str
+
+
+class Session(msgspec.Struct):
+    """The traces that Phoenix shows as one conversation."""
+
+    session_id: str
+    traces: list[SessionTrace]
+
+
+class _Page(msgspec.Struct, Generic[T]):
+    data: list[T]
+
+
+_Spans = _Page[Span]
+_Sessions = _Page[Session]
+
+
+class Phoenix:
+    """A running Phoenix.
+
+    Args:
+        client: Reaches its HTTP API.
+    """
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    @property
+    def endpoint(self) -> str:
+        """What ``OTEL_EXPORTER_OTLP_ENDPOINT`` is to be."""
+        return str(self._client.base_url).rstrip("/")
+
+    def spans(self, number: int, **filters: str) -> list[Span]:
+        """The spans that a filter lets through, in the order of their beginning, once there are so many."""
+        parameters = {"limit": "1000", "sort": "start_time", "order": "asc", **filters}
+        return self._once_complete("spans", parameters, _Spans, number)
+
+    def sessions(self, number: int) -> dict[str, set[str]]:
+        """The sessions, each with the ids of its traces, once there are so many."""
+        found = self._once_complete("sessions", {"limit": "1000"}, _Sessions, number)
+        return {session.session_id: {trace.trace_id for trace in session.traces} for session in found}
+
+    def _once_complete(self, what: str, parameters: dict[str, str], page: "type[_Page[T]]", number: int) -> list[T]:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            answer = self._client.get(f"/v1/projects/default/{what}", params=parameters)
+            assert answer.status_code == 200, answer.text
+            found = msgspec.json.decode(answer.content, type=page).data
+            if len(found) >= number:
+                return found
+            assert time.monotonic() < deadline, f"{len(found)} of {number} {what} have arrived"
+            time.sleep(0.1)
+
+
+def install() -> Path:
+    """Make the environment of Phoenix where it is not there yet; gives its directory of commands."""
+    stamp = VENV / REQUIREMENTS.name
+    if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
+        _run(sys.executable, "-m", "venv", "--clear", VENV)
+        _run(VENV / "bin" / "python", "-m", "pip", "install", "--quiet", "--requirement", REQUIREMENTS)
+        stamp.write_text(REQUIREMENTS.read_text())
+    return VENV / "bin"
+
+
+def _run(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS)
+    if done.returncode:
+        pytest.fail(f"Phoenix cannot be installed:\n{done.stdout}{done.stderr}", pytrace=False)
+
+
+@contextmanager
+def phoenix() -> Iterator[Phoenix]:
+    """Run Phoenix until the test is through."""
+    commands = install()
+    port, grpc_port = free_ports(2)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        log = Path(name, "phoenix.log")
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "PHOENIX_"))},
+            "PHOENIX_HOST": "127.0.0.1",
+            "PHOENIX_PORT": str(port),
+            "PHOENIX_GRPC_PORT": str(grpc_port),
+            "PHOENIX_WORKING_DIR": name,
+            "PHOENIX_TELEMETRY_ENABLED": "false",
+            "PHOENIX_ALLOW_EXTERNAL_RESOURCES": "false",
+            "PHOENIX_DISABLE_AGENT_ASSISTANT": "true",
+        }
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [commands / "phoenix", "serve"], cwd=name, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
+                _wait_until_ready(client, process, log)
+                yield Phoenix(client)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(client: httpx.Client, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)

@@ -1,0 +1,296 @@
+"""The queue of ended spans: nothing that the backend does is felt by who records them, and what is lost is counted."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from telemetry.environment import TraceSettings
+from telemetry.export import REPORT_SECONDS, SHUTDOWN_SECONDS, SUPPRESS_INSTRUMENTATION, SpanExportQueue
+
+PATIENCE = 10.0
+NEVER = "3600000"
+"""Milliseconds after which a span is sent for its age alone, where a test is not to see that."""
+
+
+class Backend(SpanExporter):
+    """An exporter that remembers what it was given, and does what a test wants of it."""
+
+    def __init__(self, behave: Callable[[], SpanExportResult] = lambda: SpanExportResult.SUCCESS) -> None:
+        self.behave = behave
+        self.batches: list[list[str]] = []
+        self.suppressed: list[object] = []
+        self.called = threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.batches.append([span.name for span in spans])
+        self.suppressed.append(otel_context.get_value(SUPPRESS_INSTRUMENTATION))
+        self.called.set()
+        return self.behave()
+
+    @property
+    def names(self) -> list[str]:
+        return [name for batch in self.batches for name in batch]
+
+
+class Hanging(Backend):
+    """An exporter that does not return before it is released."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+        super().__init__(self._hang)
+
+    def _hang(self) -> SpanExportResult:
+        self.released.wait()
+        return SpanExportResult.SUCCESS
+
+
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    backend = Hanging()
+    yield backend
+    backend.released.set()
+
+
+def queue_to(backend: SpanExporter, **variables: str) -> SpanExportQueue:
+    environment = {"OTEL_BSP_SCHEDULE_DELAY": NEVER, **{f"OTEL_BSP_{name}": value for name, value in variables.items()}}
+    return SpanExportQueue(backend, TraceSettings.from_environment(environment))
+
+
+def record(queue: SpanExportQueue, *names: str) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(queue)
+    for name in names:
+        provider.get_tracer("test").start_span(name).end()
+
+
+def numbered(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
+def refuse() -> SpanExportResult:
+    return SpanExportResult.FAILURE
+
+
+def explode() -> SpanExportResult:
+    raise ConnectionError("the backend is on fire")
+
+
+def test_spans_are_sent_in_batches_and_in_order() -> None:
+    backend = Backend()
+    queue = queue_to(backend, MAX_QUEUE_SIZE="10", MAX_EXPORT_BATCH_SIZE="4")
+
+    record(queue, *numbered(10))
+
+    assert queue.force_flush()
+    assert backend.names == numbered(10)
+    assert max(len(batch) for batch in backend.batches) <= 4
+    assert queue.dropped == 0
+
+
+def test_a_full_batch_is_sent_at_once() -> None:
+    backend = Backend()
+    queue = queue_to(backend, MAX_EXPORT_BATCH_SIZE="2")
+
+    record(queue, "first")
+    assert not backend.called.wait(0.1)
+    record(queue, "second")
+
+    assert backend.called.wait(PATIENCE)
+    assert backend.batches == [["first", "second"]]
+
+
+def test_a_lonely_span_is_sent_after_the_schedule_delay() -> None:
+    backend = Backend()
+
+    record(queue_to(backend, SCHEDULE_DELAY="50"), "lonely")
+
+    assert backend.called.wait(PATIENCE)
+    assert backend.batches == [["lonely"]]
+
+
+def test_a_span_that_is_not_sampled_is_not_sent_and_not_lost() -> None:
+    backend = Backend()
+    queue = queue_to(backend)
+    provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
+    provider.add_span_processor(queue)
+
+    provider.get_tracer("test").start_span("unsampled").end()
+
+    assert queue.force_flush()
+    assert backend.batches == []
+    assert queue.dropped == 0
+
+
+def test_the_exporters_own_requests_are_not_recorded() -> None:
+    backend = Backend()
+    queue = queue_to(backend)
+
+    record(queue, "span")
+
+    assert queue.force_flush()
+    assert backend.suppressed == [True]
+    assert otel_context.get_value(SUPPRESS_INSTRUMENTATION) is None
+
+
+def test_spans_that_find_no_room_are_dropped_and_counted(hanging: Hanging) -> None:
+    queue = queue_to(hanging, MAX_QUEUE_SIZE="4", MAX_EXPORT_BATCH_SIZE="1")
+    record(queue, "under way")
+    assert hanging.called.wait(PATIENCE)
+
+    record(queue, *numbered(10))
+
+    assert queue.dropped == 6
+    hanging.released.set()
+    assert queue.force_flush()
+    assert hanging.names == ["under way", *numbered(4)]
+
+
+def test_who_records_never_waits_for_the_backend(hanging: Hanging) -> None:
+    queue = queue_to(hanging, MAX_QUEUE_SIZE="4", MAX_EXPORT_BATCH_SIZE="1")
+    recorded = threading.Thread(target=record, args=(queue, *numbered(100)))
+
+    recorded.start()
+    recorded.join(PATIENCE)
+
+    assert not recorded.is_alive()
+
+
+@pytest.mark.parametrize("behave", [refuse, explode])
+def test_spans_that_the_backend_does_not_take_are_counted_as_dropped(behave: Callable[[], SpanExportResult]) -> None:
+    queue = queue_to(Backend(behave))
+
+    record(queue, *numbered(3))
+
+    assert queue.force_flush()
+    assert queue.dropped == 3
+
+
+@pytest.mark.parametrize("behave", [refuse, explode])
+def test_after_a_failure_the_next_spans_are_sent(behave: Callable[[], SpanExportResult]) -> None:
+    backend = Backend(behave)
+    queue = queue_to(backend)
+    record(queue, "lost")
+    assert queue.force_flush()
+
+    backend.behave = lambda: SpanExportResult.SUCCESS
+    record(queue, "sent")
+
+    assert queue.force_flush()
+    assert backend.names == ["lost", "sent"]
+    assert queue.dropped == 1
+
+
+def test_the_log_tells_of_lost_spans_at_most_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("telemetry.export.time.monotonic", lambda: now)
+    queue = queue_to(Backend(refuse))
+
+    for _ in range(3):
+        record(queue, "span")
+        assert queue.force_flush()
+    assert [line.getMessage().split(" ", 1)[0] for line in caplog.records] == ["1"]
+
+    now += REPORT_SECONDS
+    record(queue, "span")
+    assert queue.force_flush()
+    assert [line.getMessage().split(" ", 1)[0] for line in caplog.records] == ["1", "3"]
+    assert {line.levelno for line in caplog.records} == {logging.WARNING}
+
+
+def test_the_log_tells_of_lost_spans_while_there_are_always_more_to_send(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[int] = []
+
+    def refuse_and_find_more() -> SpanExportResult:
+        told.append(len(caplog.records))
+        if len(told) < 3:
+            record(queue, "more")
+        return SpanExportResult.FAILURE
+
+    queue = queue_to(Backend(refuse_and_find_more))
+    record(queue, "span")
+
+    assert queue.force_flush()
+    assert told == [0, 1, 1]
+
+
+def test_an_abandoned_flush_does_not_keep_later_spans_from_being_sent(hanging: Hanging) -> None:
+    queue = queue_to(hanging)
+    record(queue, "abandoned")
+    assert not queue.force_flush(50)
+    queue.give_up()
+
+    hanging.released.set()
+    record(queue, "later")
+
+    assert queue.force_flush()
+    assert hanging.names == ["abandoned", "later"]
+
+
+def test_a_backend_that_takes_everything_is_not_mentioned_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    queue = queue_to(Backend())
+
+    record(queue, *numbered(3))
+
+    assert queue.force_flush()
+    queue.shutdown()
+    assert caplog.records == []
+
+
+def test_a_flush_gives_up_after_its_timeout(hanging: Hanging) -> None:
+    queue = queue_to(hanging)
+    record(queue, "span")
+
+    assert not queue.force_flush(50)
+
+
+def test_a_shutdown_sends_what_is_queued_and_closes_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Backend()
+    closed = threading.Event()
+    monkeypatch.setattr(backend, "shutdown", closed.set)
+    queue = queue_to(backend)
+    record(queue, *numbered(3))
+
+    queue.shutdown()
+
+    assert backend.names == numbered(3)
+    assert closed.wait(PATIENCE)
+    assert queue.dropped == 0
+
+
+def test_spans_after_the_shutdown_are_counted_as_dropped() -> None:
+    backend = Backend()
+    queue = queue_to(backend)
+    queue.shutdown()
+
+    record(queue, "late")
+
+    assert backend.batches == []
+    assert queue.dropped == 1
+
+
+def test_a_shutdown_gives_a_hanging_backend_up_after_five_seconds_and_counts_its_spans(hanging: Hanging) -> None:
+    queue = queue_to(hanging, MAX_EXPORT_BATCH_SIZE="2")
+    record(queue, *numbered(5))
+    assert hanging.called.wait(PATIENCE)
+
+    began = time.monotonic()
+    queue.shutdown()
+
+    assert time.monotonic() - began < SHUTDOWN_SECONDS + 2
+    assert queue.dropped == 5
+
+
+def test_a_second_shutdown_is_no_error() -> None:
+    queue = queue_to(Backend())
+
+    queue.shutdown()
+    queue.shutdown()
