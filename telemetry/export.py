@@ -74,6 +74,8 @@ class SpanExportQueue(SpanProcessor):
             self._wake.wait(self._delay)
             self._wake.clear()
             self._export_queued()
+        self._export_queued()
+        self._exporter.shutdown()
 
     def _export_queued(self) -> None:
         # One batch after another until the queue is empty; what comes meanwhile goes along.
@@ -142,11 +144,9 @@ class SpanExportQueue(SpanProcessor):
         """Export what is queued, within five seconds, and take no more."""
         if self._ending:
             return
-        wait = 0.0 if self._gave_up else SHUTDOWN_SECONDS
-        deadline = self._deadline = time.monotonic() + wait
+        deadline = self._deadline = time.monotonic() + (0.0 if self._gave_up else SHUTDOWN_SECONDS)
         self._ending = True
         self._wake.set()
+        # The thread that is there already: an interpreter that is on its way down starts no other.
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        self.force_flush(int(max(0.0, deadline - time.monotonic()) * 1000))
         self.give_up()
-        threading.Thread(target=self._exporter.shutdown, name="agentcore-span-shutdown", daemon=True).start()

@@ -1,6 +1,8 @@
 """The queue of ended spans: nothing that the backend does is felt by who records them, and what is lost is counted."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -287,6 +289,31 @@ def test_a_shutdown_gives_a_hanging_backend_up_after_five_seconds_and_counts_its
 
     assert time.monotonic() - began < SHUTDOWN_SECONDS + 2
     assert queue.dropped == 5
+
+
+PROGRAM = """
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+from telemetry.environment import TraceSettings
+from telemetry.export import SpanExportQueue
+
+provider = TracerProvider()
+exporter = ConsoleSpanExporter(formatter=lambda span: span.name)
+provider.add_span_processor(SpanExportQueue(exporter, TraceSettings.from_environment({})))
+provider.get_tracer("test").start_span("the last span").end()
+"""
+
+
+def test_a_program_that_ends_sends_its_last_spans_and_says_nothing_of_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert (done.stdout, done.stderr) == ("the last span", "")
 
 
 def test_a_second_shutdown_is_no_error() -> None:
