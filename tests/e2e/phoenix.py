@@ -79,10 +79,12 @@ class Phoenix:
 
     Args:
         client: Reaches its HTTP API.
+        grpc_port: Where it takes OTLP over gRPC.
     """
 
-    def __init__(self, client: httpx.Client) -> None:
+    def __init__(self, client: httpx.Client, grpc_port: int) -> None:
         self._client = client
+        self.grpc_endpoint = f"http://127.0.0.1:{grpc_port}"
 
     @property
     def endpoint(self) -> str:
@@ -151,7 +153,7 @@ def phoenix() -> Iterator[Phoenix]:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
                 _wait_until_ready(client, process, log)
-                yield Phoenix(client)
+                yield Phoenix(client, grpc_port)
         finally:
             process.kill()
             process.wait()

@@ -167,3 +167,11 @@ def test_concurrent_sessions_never_mix_and_are_grouped_by_session(backend: Phoen
     assert len(set(traces.values())) == 50
     grouped = backend.sessions(50)
     assert {session: grouped[session] for session in sessions} == {session: {traces[session]} for session in sessions}
+
+
+def test_traces_go_over_grpc_as_well(backend: Phoenix, session: str) -> None:
+    over_grpc = {"OTEL_EXPORTER_OTLP_ENDPOINT": backend.grpc_endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    with served("tests.e2e.tracing_agent:app", **over_grpc, OTEL_BSP_SCHEDULE_DELAY="100") as agent:
+        request_id = invoke(agent, session, prompt="hello")
+        (span,) = spans_of(backend, session, 1).values()
+    assert span.attributes["request.id"] == request_id
