@@ -62,6 +62,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             middleware=[_litestar_middleware(entry) for entry in middleware or ()],
             **options,
         )
+        self._plugin.reform_server_lines()
         if litestar_options.get("logging_config") is None:
             self.get_logger = logging.getLogger
             self.logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from service.protocol.settings import Settings
 from service.responses import as_responder
 from service.runtime.agent import Agent
 from service.version import __version__
-from telemetry.logs import configure_logging, uvicorn_unconfigured
+from telemetry.logs import configure_logging, reform_server_lines, uvicorn_unconfigured
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
@@ -101,6 +101,11 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         """Have ``litestar run`` write its lines in the same form as the agent's; called by Litestar."""
         with uvicorn_unconfigured() if self.configure_logging() else nullcontext():
             yield
+
+    def reform_server_lines(self) -> None:
+        """Have the lines that the ``uvicorn`` command writes before the app starts be in the same form as the rest."""
+        if self._logging:
+            reform_server_lines(_request_ids, self.agent.settings.log_format)
 
     def configure_logging(self) -> bool:
         """Write log lines as JSON, where that is wanted and the host program has not set up logging.

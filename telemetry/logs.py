@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, TextIO
 import msgspec
 import uvicorn.config
 from opentelemetry import trace
+from uvicorn.logging import ColourizedFormatter
 
 LogFormat = Literal["auto", "json", "text"]
 """How lines are written; ``auto`` is text where the stream is a terminal."""
@@ -93,6 +94,24 @@ def _printable(value: object) -> object:
     if isinstance(value, list):
         return [_printable(item) for item in value]
     return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def reform_server_lines(request_ids: RequestIds, style: LogFormat = "auto") -> None:
+    """Have the handlers that the ``uvicorn`` command gave its loggers write in the service's form.
+
+    The command sets them up before it imports the app, and writes its first lines before it starts the app. Nothing
+    but these handlers of uvicorn's own is touched, and not even they where the host program has set up logging.
+
+    Args:
+        request_ids: Tells the ids of the current request.
+        style: ``json``, ``text``, or ``auto``: text where the handler writes to a terminal.
+    """
+    if logging.getLogger().handlers:
+        return
+    for name in ("uvicorn", "uvicorn.access"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler.formatter, ColourizedFormatter) and isinstance(handler, logging.StreamHandler):
+                handler.setFormatter(_formatter(request_ids, style, handler.stream))
 
 
 def server_level(level: str) -> str:

@@ -59,9 +59,6 @@ def life(request: pytest.FixtureRequest) -> Life:
             receive_until(connection, b"400")
         exit_code = server.terminate()
         lines = server.stderr()
-    if command is uvicorn_command:
-        start = "INFO:     Waiting for application startup."
-        lines = lines[lines.index(start) + 1 :]
     return Life(answer, lines, exit_code)
 
 
