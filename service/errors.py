@@ -11,7 +11,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from service.protocol.context import current_request
-from service.protocol.headers import readable_headers, response_headers
+from service.protocol.headers import HeaderReader, response_headers
 from service.protocol.models import ErrorAnswer
 from service.runtime.failure import message_of
 
@@ -21,6 +21,8 @@ ServiceRequest = Request[Any, Any, Any]
 ExceptionHandler = Callable[[ServiceRequest, Any], Response[Any]]
 ExceptionHandlers = Mapping[Any, ExceptionHandler]
 """Exception handlers by exception class or status code, as Litestar takes them."""
+
+_reader = HeaderReader(())
 
 
 def answer_exception(request: ServiceRequest, error: Exception) -> Response[ErrorAnswer]:
@@ -33,7 +35,7 @@ def answer_exception(request: ServiceRequest, error: Exception) -> Response[Erro
     Returns:
         The error in the shape of the contract, with the ids of the request and the headers of the exception.
     """
-    values = readable_headers(request.scope["headers"])
+    values = _reader.read(request.scope["headers"]).values
     token = current_request.set(values)
     try:
         status = status_of(error)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from litestar.types import Empty, Message, Receive, Scope, Send
@@ -11,13 +11,16 @@ from litestar.utils.scope.state import ScopeState
 
 from service.errors import author_exception_handler, headers_of, status_of
 from service.protocol.context import RequestContext, RequestValues, current_request, enter_request
-from service.protocol.headers import read_headers, readable_headers, response_headers
-from service.protocol.models import ErrorAnswer, PingStatus, Refusal
-from service.protocol.serialization import decode_body, encode
+from service.protocol.headers import RequestHeaders, response_headers
+from service.protocol.models import ErrorAnswer, PingStatus, Refusal, StreamError
+from service.protocol.serialization import decode_body, encode, encode_events
 from service.responses import as_responder
 from service.runtime.agent import Agent
-from service.runtime.execution import Failure
+from service.runtime.execution import Failure, Pending
 from service.runtime.failure import message_of
+from service.runtime.handler import Handler
+from service.runtime.mailbox import Mailbox, mailbox_of
+from service.runtime.running import Running
 from service.runtime.streams import EventStream
 from telemetry.recording import InvocationRecord
 
@@ -44,6 +47,9 @@ WATCH_AFTER_SECONDS = 1.0
 """How long a client waits for a value before it is watched whether it still does."""
 
 _NO_CONTENT = frozenset({204, 205, 304})
+_CLOSE = (b"connection", b"close")
+_CLOSING_STATUSES = frozenset({413, 503})
+"""With these, the client had better ask elsewhere, or on another connection."""
 
 
 class InvocationExchange:
@@ -57,6 +63,7 @@ class InvocationExchange:
     def __init__(self, agent: Agent, debug: bool) -> None:
         self._agent = agent
         self._debug = debug
+        self._home: Home | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, headers: Sequence[RawHeader] = ()) -> None:
         """Serve one invocation.
@@ -67,35 +74,49 @@ class InvocationExchange:
             send: The ASGI send function.
             headers: Headers for the answer, beside its own.
         """
-        refusal = None
-        try:
-            values = read_headers(scope["headers"])
-        except Refusal as refused:
-            values, refusal = readable_headers(scope["headers"]), refused
-        telemetry = self._agent.telemetry
-        parent, experiment = telemetry.parent_of(scope)
+        agent = self._agent
+        telemetry = agent.telemetry
+        request = agent.headers.read(scope["headers"])
+        values = request.values
+        parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
-        record = telemetry.invocation(scope, parent)
+        record = telemetry.invocation(scope, parent, request.host, request.user_agent)
+        answer = _Answer(send, response_headers(values.request_id or "", values.session_id), headers, record, values)
+        running = agent.running
+        running.add(answer)
         try:
-            ids = response_headers(values.request_id or "", values.session_id)
-            answering = _Answer(send, [*ids, *headers], record)
             try:
-                if refusal is not None:
-                    raise refusal
-                await self._invoke(values, scope, receive, answering)
+                await self._invoke(request, scope, receive, answer)
             except Refusal as refused:
                 logger.warning("The invocation was refused with status %d: %s", refused.status, refused.reason)
-                closing = [(b"connection", b"close")] if refused.status == 413 else None
-                await answering.value(encode(refused.answer), refused.status, closing)
+                record.rejected = refused.status == 503
+                closing = [_CLOSE] if refused.status in _CLOSING_STATUSES else None
+                await answer.value(encode(refused.answer), refused.status, closing)
+            except asyncio.CancelledError:
+                if not answer.expired:
+                    raise
+                await self._expire(answer)
         except BaseException as error:
             record.error = record.error or error
             raise
         finally:
+            running.discard(answer)
             record.end()
             current_request.reset(token)
 
-    async def _invoke(self, values: RequestValues, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        body = await _read_body(scope, receive, self._agent.settings.max_body_bytes)
+    def _home_of(self, loop: asyncio.AbstractEventLoop) -> "Home":
+        home = self._home
+        if home is None or home.mailbox.loop is not loop:
+            home = self._home = Home(mailbox_of(loop))
+        return home
+
+    async def _invoke(self, request: RequestHeaders, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        agent = self._agent
+        if request.refusal is not None:
+            raise request.refusal
+        if agent.shutting_down:
+            raise Refusal(503, "The service is shutting down")
+        body = await _read_body(request, scope, receive, agent.settings.max_body_bytes)
         if body is None:
             answer.record.left = True
             logger.info("The client went away before its request was complete")
@@ -103,7 +124,7 @@ class InvocationExchange:
         if self._debug and (action_answer := await self._debug_action(body)) is not None:
             await answer.value(action_answer)
             return
-        handler = self._agent.entrypoint
+        handler = agent.entrypoint
         if handler is None:
             decode_body(body)
             raise Refusal(500, "No entrypoint defined")
@@ -114,26 +135,51 @@ class InvocationExchange:
         except Exception as error:  # the author's own validators, in the types of the payload
             await self._answer_failure(error, scope, receive, answer)
             return
-        context = None
-        if handler.context is not None:
-            context = RequestContext(
-                session_id=values.session_id,
-                request_id=values.request_id or "",
-                request_headers=values.request_headers,
-                request=scope["litestar_app"].request_class(scope),
-            )
-        outcome = await _unless_client_leaves(self._agent.execution.call(handler, payload, context), receive)
-        if outcome is None:
-            answer.record.left = True
-            logger.info("The client went away before the handler had an answer for it")
-        elif isinstance(outcome, bytes):
+        context = _context_of(request.values, scope) if handler.context is not None else None
+        home = self._home_of(asyncio.get_running_loop())
+        outcome = await self._outcome(handler, payload, context, home, receive, answer)
+        if isinstance(outcome, bytes):
             await answer.value(outcome)
         elif isinstance(outcome, EventStream):
-            await answer.stream(outcome, receive)
+            await answer.stream(outcome, home, receive)
         elif isinstance(outcome, Failure):
             await self._answer_failure(outcome.error, scope, receive, answer)
+        elif outcome is None:
+            answer.record.left = True
+            logger.info("The client went away before the handler had an answer for it")
         else:
             await self._respond(outcome, scope, receive, answer)
+
+    async def _outcome(
+        self, handler: Handler, payload: Any, context: Any, home: "Home", receive: Receive, answer: "_Answer"
+    ) -> Any:
+        """What the handler comes to; ``None`` where the client leaves first. The handler then runs on unheard."""
+        execution = self._agent.execution
+        if execution.runs_here(handler):
+            home.watch(answer, receive, answer.record.leave)
+            try:
+                outcome = await execution.call_here(handler, payload, context, home.mailbox)
+            finally:
+                home.unwatch(answer)
+            return None if answer.record.left else outcome
+        pending = execution.call(handler, payload, context, home.mailbox)
+        if not isinstance(pending, Pending):
+            return pending
+        home.watch(pending, receive, pending.abandon)
+        try:
+            return await pending.outcome
+        except asyncio.CancelledError:
+            pending.cancel()
+            raise
+        finally:
+            home.unwatch(pending)
+
+    async def _expire(self, answer: "_Answer") -> None:
+        """Tell a client whose invocation was cancelled because the service ends, where that still can be told."""
+        answer.record.expired = True
+        if not answer.started:
+            refusal = Refusal(503, "The service is shutting down")
+            await answer.value(encode(refusal.answer), refusal.status, [_CLOSE])
 
     async def _debug_action(self, body: bytes) -> bytes | None:
         """Answer a payload that asks for a debug action; ``None`` for any other."""
@@ -191,7 +237,11 @@ class InvocationExchange:
                 answer.record.left = True
             return message
 
-        failure = await self._agent.execution.converse(respond, watched_receive, answer.send)
+        handler = self._agent.entrypoint
+        home = self._home_of(asyncio.get_running_loop()).mailbox
+        failure = await self._agent.execution.converse(
+            handler.name if handler is not None else "a response", home, respond, watched_receive, answer.send
+        )
         if failure is None:
             return
         answer.record.error = failure.error
@@ -201,7 +251,16 @@ class InvocationExchange:
         await answer.value(encode(ErrorAnswer(message_of(failure.error))), 500)
 
 
-async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
+def _context_of(values: RequestValues, scope: Scope) -> RequestContext:
+    return RequestContext(
+        session_id=values.session_id,
+        request_id=values.request_id or "",
+        request_headers=values.request_headers,
+        request=scope["litestar_app"].request_class(scope),
+    )
+
+
+async def _read_body(request: RequestHeaders, scope: Scope, receive: Receive, limit: int) -> bytes | None:
     """Read the whole body. ``None`` where the client went away before it was complete.
 
     A middleware may have read it before us: Litestar keeps it in the scope's state, for whoever asks next.
@@ -211,10 +270,8 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None
     """
     state = ScopeState.from_scope(scope)
     if state.body is Empty:
-        headers = dict(scope["headers"])
-        announced = headers.get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > limit:
-            if b"expect" not in headers:  # who expects a 100 has not begun to send
+        if request.content_length is not None and request.content_length > limit:
+            if not request.expects:  # who expects a 100 has not begun to send
                 await _discard(receive)
             raise _too_large(limit)
         chunks: list[bytes] = []
@@ -250,49 +307,89 @@ async def _discard(receive: Receive) -> None:
                 pass
 
 
-async def _unless_client_leaves(outcome: "asyncio.Future[Any]", receive: Receive) -> Any:
-    """Wait for a handler's outcome; ``None`` where the client leaves first. The handler then runs on unheard.
-
-    Only a client that has waited for a while is watched: most handlers are done before that is worth a task.
-    """
-    watches: list[asyncio.Task[None]] = []
-
-    def left(watch: "asyncio.Task[None]") -> None:
-        if not watch.cancelled() and watch.exception() is None and not outcome.done():
-            outcome.set_result(None)
-
-    def watch() -> None:
-        watches.append(asyncio.ensure_future(_disconnected(receive)))
-        watches[0].add_done_callback(left)
-
-    timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, watch)
-    try:
-        return await outcome
-    finally:
-        timer.cancel()
-        for task in watches:
-            task.cancel()
-
-
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-class _Answer:
-    """The response of one invocation, each with the ids of its request.
+class Home:
+    """The loop that serves the requests: how workers reach it, and which clients it watches for leaving.
+
+    Only a client that has waited for a while is watched: most answers are there before that is worth a task.
+
+    Args:
+        mailbox: Reaches the loop.
+    """
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self.mailbox = mailbox
+        self._waiting: dict[object, tuple[float, Receive, Callable[[], object]]] = {}
+        self._watches: dict[object, asyncio.Task[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, key: object, receive: Receive, left: Callable[[], object]) -> None:
+        """Call a function if a client leaves.
+
+        Args:
+            key: What :meth:`unwatch` will be called with.
+            receive: Receives from the client.
+            left: The function.
+        """
+        loop = self.mailbox.loop
+        self._waiting[key] = (loop.time(), receive, left)
+        if self._timer is None:
+            self._timer = loop.call_later(WATCH_AFTER_SECONDS, self._begin_to_watch)
+
+    def unwatch(self, key: object) -> None:
+        """Let a client leave unnoticed.
+
+        Args:
+            key: What :meth:`watch` was called with.
+        """
+        if self._waiting.pop(key, None) is None and (watch := self._watches.pop(key, None)) is not None:
+            watch.cancel()
+
+    def _begin_to_watch(self) -> None:
+        loop = self.mailbox.loop
+        self._timer = None
+        due = loop.time() - WATCH_AFTER_SECONDS + 0.001
+        for key, (since, receive, left) in list(self._waiting.items()):
+            if since > due:
+                self._timer = loop.call_at(since + WATCH_AFTER_SECONDS, self._begin_to_watch)
+                break
+            del self._waiting[key]
+            self._watches[key] = loop.create_task(_tell(receive, left))
+
+
+async def _tell(receive: Receive, left: Callable[[], object]) -> None:
+    await _disconnected(receive)
+    left()
+
+
+class _Answer(Running):
+    """The response of one invocation, with the ids of its request.
 
     Args:
         send: The ASGI send function.
-        headers: The headers of every answer: the ids, and what the application adds.
+        ids: The headers of every answer.
+        headers: What the application adds to them.
         record: What is recorded of the invocation.
+        values: What is known of the request.
     """
 
     __slots__ = ("_headers", "_send", "finished", "record", "started")
 
-    def __init__(self, send: Send, headers: list[RawHeader], record: InvocationRecord) -> None:
+    def __init__(
+        self,
+        send: Send,
+        ids: list[RawHeader],
+        headers: Sequence[RawHeader],
+        record: InvocationRecord,
+        values: RequestValues,
+    ) -> None:
+        super().__init__("invocation", values)
         self._send = send
-        self._headers = headers
+        self._headers = [*ids, *headers] if headers else ids
         self.record = record
         self.finished = False
         self.started = False
@@ -320,31 +417,45 @@ class _Answer:
         await self._send({"type": "http.response.start", "status": status, "headers": own})
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def stream(self, stream: EventStream, receive: Receive) -> None:
+    async def stream(self, stream: EventStream, home: Home, receive: Receive) -> None:
         """Answer with events, until the last one or until the client goes away."""
         record = self.record
+        self.kind = "stream"
         record.mode = "stream"
         record.status = 200
-        watch = asyncio.ensure_future(_disconnected(receive))
+        send = self._send
 
-        def close(watch: "asyncio.Task[None]") -> None:
-            if not watch.cancelled() and watch.exception() is None and not stream.ended:
+        def close() -> None:
+            if not stream.ended:
                 record.left = True
                 stream.close()
 
-        watch.add_done_callback(close)
+        home.watch(stream, receive, close)
         try:
-            await self._send(
-                {"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *self._headers]}
-            )
-            while events := await stream.take():
-                await self._send({"type": "http.response.body", "body": b"".join(events), "more_body": True})
-                record.chunks(len(events))
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            self.started = True
+            await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *self._headers]})
+            while True:
+                events, count = await stream.take()
+                if not count:
+                    break
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+                record.chunks(count)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:  # the ASGI specification, 2.4, has ``send`` raise it where the client is gone
             record.left = True
             logger.info("The client went away while its stream was running")
+        except asyncio.CancelledError:
+            if self.expired:
+                stream.close()
+                await self._end_expired_stream()
+            raise
         finally:
             record.error = stream.error
             stream.close()
-            watch.cancel()
+            home.unwatch(stream)
+
+    async def _end_expired_stream(self) -> None:
+        """End a stream cleanly, with one last event that says why: the service ends, and has waited long enough."""
+        event = encode_events([encode(StreamError("The service is shutting down", "ShuttingDown"))])
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,5 +1,6 @@
 """One WebSocket connection, from the handshake to the close."""
 
+import asyncio
 import logging
 from typing import Any
 
@@ -8,17 +9,22 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
 
 from service.protocol.context import RequestContext, RequestValues, current_request, enter_request
-from service.protocol.headers import read_headers, readable_headers, response_headers
+from service.protocol.headers import response_headers
 from service.protocol.models import Refusal
 from service.protocol.serialization import encode
 from service.runtime.agent import Agent, WebSocketHandler
+from service.runtime.handler import name_of
+from service.runtime.mailbox import mailbox_of
+from service.runtime.running import Running
 
 logger = logging.getLogger(__name__)
 
 NORMAL_CLOSURE = 1000
+GOING_AWAY = 1001
 POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
-"""Close codes of RFC 6455, section 7.4.1."""
+TRY_AGAIN_LATER = 1013
+"""Close codes of RFC 6455, section 7.4.1, and of the registry that it founded."""
 
 AnySocket = WebSocket[Any, Any, Any]
 
@@ -42,18 +48,29 @@ class WebSocketSession:
 
     async def serve(self) -> None:
         """Serve the connection until it is closed."""
-        try:
-            values = read_headers(self._scope["headers"])
-        except Refusal as refusal:
-            await self._refuse(refusal)
+        agent = self._agent
+        telemetry = agent.telemetry
+        request = agent.headers.read(self._scope["headers"])
+        values = request.values
+        if request.refusal is not None:
+            await self._refuse(values, request.refusal)
             return
-        telemetry = self._agent.telemetry
-        parent, experiment = telemetry.parent_of(self._scope)
+        if agent.shutting_down:
+            await self._refuse(values, Refusal(503, "The service is shutting down"))
+            return
+        parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
-        self._record = record = telemetry.websocket(self._scope, parent)
+        self._record = record = telemetry.websocket(self._scope, parent, request.host, request.user_agent)
+        running = Running("WebSocket", values)
+        agent.running.add(running)
         try:
             await self._converse(values)
+        except asyncio.CancelledError:
+            if not running.expired:
+                raise
+            await self._close(GOING_AWAY)
         finally:
+            agent.running.discard(running)
             record.end(101 if self._accepted else 403)
             current_request.reset(token)
 
@@ -67,7 +84,10 @@ class WebSocketSession:
         async def run(receive: Receive, send: Send) -> None:
             await self._run(handler, values, receive, send)
 
-        failure = await self._agent.execution.converse(run, self._receive_message, self._send_message)
+        home = mailbox_of(asyncio.get_running_loop())
+        failure = await self._agent.execution.converse(
+            name_of(handler), home, run, self._receive_message, self._send_message
+        )
         if failure is None:
             await self._close(NORMAL_CLOSURE)
         elif self._client_left:
@@ -114,14 +134,13 @@ class WebSocketSession:
             await self._send({"type": "websocket.accept", "subprotocol": None, "headers": []})
         await self._send({"type": "websocket.close", "code": code, "reason": ""})
 
-    async def _refuse(self, refusal: Refusal) -> None:
+    async def _refuse(self, values: RequestValues, refusal: Refusal) -> None:
         """Answer a handshake whose headers make no sense: with HTTP where the server can, else with a close code."""
-        values = readable_headers(self._scope["headers"])
         token = enter_request(values)
         logger.warning("The WebSocket was refused: %s", refusal.reason)
         current_request.reset(token)
         if "websocket.http.response" not in (self._scope.get("extensions") or {}):
-            await self._close(POLICY_VIOLATION)
+            await self._close(TRY_AGAIN_LATER if refusal.status == 503 else POLICY_VIOLATION)
             return
         ids = response_headers(values.request_id or "", values.session_id)
         body = encode(refusal.answer)

@@ -2,9 +2,10 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
-from opentelemetry import baggage
+from opentelemetry import baggage, trace
+from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter, TextMapPropagator
 
@@ -38,35 +39,32 @@ class _CarrierGetter(Getter[Carrier]):
 
 
 _getter = _CarrierGetter()
-_NO_CONTEXT = Context()
 
 
-def extract_context(headers: Iterable[tuple[bytes, bytes]], propagator: TextMapPropagator) -> Context:
+def extract_context(carrier: Mapping[str, str] | None, propagator: TextMapPropagator) -> Context:
     """Find the context that a request was sent in.
 
     What is malformed is left out, with one line at debug level that does not quote it: header values hold people's
     data, and the propagators' own warnings would.
 
     Args:
-        headers: Raw names and values, as the ASGI scope has them.
+        carrier: The headers that the propagator knows, by their names in lower case. One that came in parts is a list,
+            joined with commas (RFC 9110, section 5.3).
         propagator: Knows the headers.
 
     Returns:
-        The parent context of the request's span; an empty one where the request brings none.
+        The parent context of the request's span. Where the host program has a span of its own for the request (by an
+        ASGI instrumentation, say), that is the parent, and the headers only bring their baggage.
     """
-    wanted = propagator.fields
-    parts: dict[str, list[str]] = {}
-    for raw_name, raw_value in headers:
-        name = raw_name.decode("latin-1").lower()
-        if name in wanted:
-            parts.setdefault(name, []).append(raw_value.decode("latin-1"))
-    if not parts:
-        return _NO_CONTEXT
-    # A header that comes in parts is one list (RFC 9110, section 5.3); the propagators would read its first part.
-    carrier = {name: ",".join(values) for name, values in parts.items()}
+    current = otel_context.get_current()
+    if carrier is None:
+        return current
+    carrier = dict(carrier)
     _drop_malformed(carrier, "baggage", _is_baggage)
     _drop_malformed(carrier, "tracestate", _is_tracestate)
-    return propagator.extract(carrier, Context(), _getter)
+    extracted = propagator.extract(carrier, current, _getter)
+    host_span = trace.get_current_span(current)
+    return trace.set_span_in_context(host_span, extracted) if host_span.get_span_context().is_valid else extracted
 
 
 def experiment_attributes(context: Context) -> dict[str, str]:

@@ -7,10 +7,12 @@ from typing import Any
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import Status, StatusCode
+from opentelemetry.util.types import AttributeValue
 
 from telemetry.metrics import AgentMetrics, Mode, Outcome, Probes, TaskOutcome
 from telemetry.propagation import experiment_attributes, extract_context
+from telemetry.spans import ServerSpan
 from telemetry.tracing import RequestAttributes, Tracing
 
 Scope = Mapping[str, Any]
@@ -43,35 +45,77 @@ class Telemetry:
         """The tracer; set up on first use."""
         return self.tracing.tracer(self.agent_name)
 
-    def parent_of(self, scope: Scope) -> tuple[Context, dict[str, str]]:
+    @property
+    def propagated(self) -> frozenset[str]:
+        """The names of the headers that carry trace context and baggage, in lower case."""
+        return frozenset(name.lower() for name in self.tracing.propagator.fields)
+
+    def parent_of(self, carrier: Mapping[str, str] | None) -> tuple[Context, dict[str, str]]:
         """Find the context that a request was sent in.
 
         Args:
-            scope: Its ASGI scope.
+            carrier: Those of its headers that are :attr:`propagated`, where there is one.
 
         Returns:
             The parent of its span, and the attributes that come from its baggage.
         """
-        parent = extract_context(scope["headers"], self.tracing.propagator)
+        parent = extract_context(carrier, self.tracing.propagator)
         return parent, experiment_attributes(parent)
 
-    def invocation(self, scope: Scope, parent: Context) -> "InvocationRecord":
+    def invocation(self, scope: Scope, parent: Context, host: str | None, user_agent: str | None) -> "InvocationRecord":
         """Begin to record an invocation, in the current context.
 
         Args:
             scope: Its ASGI scope.
             parent: The parent of its span.
+            host: Its ``Host`` header.
+            user_agent: Its ``User-Agent`` header.
         """
-        return InvocationRecord(self, scope, parent)
+        return InvocationRecord(self, scope, parent, host, user_agent)
 
-    def websocket(self, scope: Scope, parent: Context) -> "WebSocketRecord":
+    def websocket(self, scope: Scope, parent: Context, host: str | None, user_agent: str | None) -> "WebSocketRecord":
         """Begin to record a WebSocket connection, in the current context.
 
         Args:
             scope: Its ASGI scope.
             parent: The parent of its span.
+            host: Its ``Host`` header.
+            user_agent: Its ``User-Agent`` header.
         """
-        return WebSocketRecord(self, scope, parent)
+        return WebSocketRecord(self, scope, parent, host, user_agent)
+
+    def attributes_of(
+        self, scope: Scope, method: str, route: str, host: str | None, user_agent: str | None
+    ) -> dict[str, AttributeValue]:
+        """The attributes that the HTTP and generative AI conventions give the span of a server.
+
+        Args:
+            scope: The ASGI scope of the request.
+            method: Its method.
+            route: The path's template.
+            host: Its ``Host`` header.
+            user_agent: Its ``User-Agent`` header.
+        """
+        if self.tracing.disabled:
+            return {}
+        attributes: dict[str, AttributeValue] = {
+            "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.agent.name": self.agent_name,
+            "http.request.method": method,
+            "http.route": route,
+            "url.path": scope["path"],
+            "url.scheme": scope.get("scheme", "http"),
+        }
+        address, port = _server(scope, host)
+        if address:
+            attributes["server.address"] = address
+        if port is not None:
+            attributes["server.port"] = port
+        if client := scope.get("client"):
+            attributes["client.address"] = client[0]
+        if user_agent:
+            attributes["user_agent.original"] = user_agent
+        return attributes
 
     def task(self, name: str) -> "TaskRecord":
         """Begin to record a background task, as a child of the current span.
@@ -87,21 +131,28 @@ class _ServerRecord:
 
     __slots__ = ("_span", "_telemetry", "_token", "error")
 
-    def __init__(self, telemetry: Telemetry, name: str, scope: Scope, parent: Context, method: str) -> None:
+    def __init__(self, telemetry: Telemetry, name: str, parent: Context, attributes: dict[str, AttributeValue]) -> None:
         self._telemetry = telemetry
-        self._span = span = telemetry.tracer().start_span(name, parent, SpanKind.SERVER)
-        if span.is_recording():
-            span.set_attributes(_server_attributes(scope, name.partition(" ")[2], method, telemetry.agent_name))
-        self._token = otel_context.attach(trace.set_span_in_context(span, parent))
+        self._span = span = telemetry.tracing.start_server_span(name, parent, attributes, telemetry.agent_name)
+        # Nothing has to be made current where there is neither a span nor anything that came with the request.
+        current = trace.set_span_in_context(span, parent) if parent or span is not trace.INVALID_SPAN else None
+        self._token = otel_context.attach(current) if current is not None else None
         self.error: BaseException | None = None
         """What the handler raised, if anything."""
 
+    def _note(self, key: str, value: AttributeValue) -> None:
+        if isinstance(span := self._span, ServerSpan):
+            span.know(key, value)
+        else:
+            span.set_attribute(key, value)
+
     def _close(self, status: int | None) -> None:
         span = self._span
-        otel_context.detach(self._token)
+        if self._token is not None:
+            otel_context.detach(self._token)
         if span.is_recording():
             if status is not None:
-                span.set_attribute("http.response.status_code", status)
+                self._note("http.response.status_code", status)
             _set_failure(span, self.error, status)
         span.end()
 
@@ -112,9 +163,11 @@ class _ServerRecord:
 class InvocationRecord(_ServerRecord):
     """One invocation, from its request to the last byte of its answer."""
 
-    __slots__ = ("_began", "_chunks", "left", "mode", "status")
+    __slots__ = ("_began", "_chunks", "expired", "left", "mode", "rejected", "status")
 
-    def __init__(self, telemetry: Telemetry, scope: Scope, parent: Context) -> None:
+    def __init__(
+        self, telemetry: Telemetry, scope: Scope, parent: Context, host: str | None, user_agent: str | None
+    ) -> None:
         self._began = perf_counter()
         self._chunks = 0
         self.mode: Mode = "unary"
@@ -122,8 +175,17 @@ class InvocationRecord(_ServerRecord):
         """The HTTP status of the answer."""
         self.left = False
         """Whether the client went away before the end."""
+        self.rejected = False
+        """Whether the service would not take it."""
+        self.expired = False
+        """Whether it was cancelled because it took too long."""
         telemetry.metrics.in_progress.inc()
-        super().__init__(telemetry, "POST /invocations", scope, parent, "POST")
+        attributes = telemetry.attributes_of(scope, "POST", "/invocations", host, user_agent)
+        super().__init__(telemetry, "POST /invocations", parent, attributes)
+
+    def leave(self) -> None:
+        """Take note that the client went away."""
+        self.left = True
 
     def chunks(self, count: int) -> None:
         """Take note of events that were sent.
@@ -142,9 +204,8 @@ class InvocationRecord(_ServerRecord):
         metrics = self._telemetry.metrics
         outcome = self._outcome()
         if self.mode == "stream" and self._span.is_recording():
-            self._span.set_attribute("agentcore.stream.chunks", self._chunks)
-            stream_outcome = {"ok": "completed", "disconnected": "disconnected"}.get(outcome, "error")
-            self._span.set_attribute("agentcore.stream.outcome", stream_outcome)
+            self._note("agentcore.stream.chunks", self._chunks)
+            self._note("agentcore.stream.outcome", _STREAM_OUTCOMES.get(outcome, "error"))
         metrics.in_progress.dec()
         metrics.invocations[self.mode, outcome].inc()
         metrics.duration[self.mode].observe(perf_counter() - self._began, self._exemplar())
@@ -153,6 +214,10 @@ class InvocationRecord(_ServerRecord):
     def _outcome(self) -> Outcome:
         if self.left:
             return "disconnected"
+        if self.expired:
+            return "timeout"
+        if self.rejected:
+            return "rejected"
         if self.status is None or self.status >= _SERVER_ERROR:
             return "server_error"
         if self.status >= _CLIENT_ERROR:
@@ -160,14 +225,19 @@ class InvocationRecord(_ServerRecord):
         return "server_error" if self.mode == "stream" and self.error is not None else "ok"
 
 
+_STREAM_OUTCOMES = {"ok": "completed", "disconnected": "disconnected"}
+
+
 class WebSocketRecord(_ServerRecord):
     """One WebSocket connection."""
 
     __slots__ = ()
 
-    def __init__(self, telemetry: Telemetry, scope: Scope, parent: Context) -> None:
+    def __init__(
+        self, telemetry: Telemetry, scope: Scope, parent: Context, host: str | None, user_agent: str | None
+    ) -> None:
         telemetry.metrics.websockets.inc()
-        super().__init__(telemetry, "GET /ws", scope, parent, "GET")
+        super().__init__(telemetry, "GET /ws", parent, telemetry.attributes_of(scope, "GET", "/ws", host, user_agent))
 
     def end(self, status: int) -> None:
         """Close the span.
@@ -244,39 +314,12 @@ def _type_name(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _server_attributes(scope: Scope, route: str, method: str, agent_name: str) -> dict[str, Any]:
-    """The attributes that the HTTP and generative AI conventions give the span of a server."""
-    attributes: dict[str, Any] = {
-        "gen_ai.operation.name": "invoke_agent",
-        "gen_ai.agent.name": agent_name,
-        "http.request.method": method,
-        "http.route": route,
-        "url.path": scope["path"],
-        "url.scheme": scope.get("scheme", "http"),
-    }
-    host, port = _server(scope)
-    if host:
-        attributes["server.address"] = host
-    if port is not None:
-        attributes["server.port"] = port
-    if client := scope.get("client"):
-        attributes["client.address"] = client[0]
-    if agent := _header(scope["headers"], b"user-agent"):
-        attributes["user_agent.original"] = agent
-    return attributes
-
-
-def _server(scope: Scope) -> tuple[str | None, int | None]:
+def _server(scope: Scope, host: str | None) -> tuple[str | None, int | None]:
     """The address that the client asked for, by its ``Host`` header where there is one."""
     server: Sequence[Any] = scope.get("server") or (None, None)
-    host = _header(scope["headers"], b"host")
     if not host:
         return server[0], server[1]
     name, separator, port = host.rpartition(":")
     if separator and port.isascii() and port.isdigit():
         return name, int(port)
     return host, server[1]
-
-
-def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
-    return next((value.decode("latin-1") for key, value in headers if key.lower() == name), None)

@@ -11,12 +11,17 @@ from weakref import WeakKeyDictionary, WeakSet
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import Span as RecordingSpan
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor, SpanExporter
-from opentelemetry.trace import Tracer
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Span, SpanKind, Tracer
+from opentelemetry.util.types import AttributeValue
 
 from telemetry.environment import TelemetryError, TraceSettings
 from telemetry.export import SHUTDOWN_SECONDS, SpanExportQueue
+from telemetry.otlp import with_own_encoding
+from telemetry.spans import OwnProcessors, ServerTracer
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +29,10 @@ logger = logging.getLogger(__name__)
 _set_up_lock = threading.Lock()
 _known_providers: WeakSet[TracerProvider] = WeakSet()
 _queues: WeakKeyDictionary[trace.TracerProvider, SpanExportQueue] = WeakKeyDictionary()
+_own_processors: WeakKeyDictionary[trace.TracerProvider, OwnProcessors] = WeakKeyDictionary()
+
+SCOPE = "service"
+"""The name of the instrumentation scope: who records."""
 
 RequestAttributes = Callable[[], Mapping[str, str]]
 """Tells the attributes of the request in whose context it is called; empty outside one."""
@@ -39,7 +48,7 @@ class RequestAttributesProcessor(SpanProcessor):
     def __init__(self, attributes: RequestAttributes) -> None:
         self._attributes = attributes
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+    def on_start(self, span: RecordingSpan, parent_context: Context | None = None) -> None:
         """Add the attributes."""
         if attributes := self._attributes():
             span.set_attributes(attributes)
@@ -76,13 +85,22 @@ class Tracing:
     ) -> None:
         environment = os.environ if environment is None else environment
         self._settings = TraceSettings.from_environment(environment)
+        self._request_attributes = request_attributes
         self._processor = RequestAttributesProcessor(request_attributes)
         self._version = version
+        self._counts_itself = environment.get("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "").strip().lower() == "true"
+        """Whether the SDK is to count the spans that it makes, and so must make all of them."""
         self._provider: trace.TracerProvider | None = None
         self._tracer: Tracer = trace.NoOpTracer()
+        self._server_tracer: ServerTracer | None = None
         self.propagator = _propagator(environment)
         if not self._settings.disabled:
             _exporter_class(self._settings)  # a missing package is an error now, and not at the first request
+
+    @property
+    def disabled(self) -> bool:
+        """Whether the environment wants no spans at all."""
+        return self._settings.disabled
 
     @property
     def dropped(self) -> int:
@@ -109,6 +127,29 @@ class Tracing:
                 self._set_up(service_name)
         return self._tracer
 
+    def start_server_span(
+        self, name: str, parent: Context, attributes: dict[str, AttributeValue], service_name: str
+    ) -> Span:
+        """Begin the span of a request.
+
+        Args:
+            name: The method and the route.
+            parent: The context that the request was sent in.
+            attributes: What is known of it, besides what every span of the request says. Not to be used afterwards.
+            service_name: What the service is called where the environment does not say.
+
+        Returns:
+            A span.
+        """
+        if self._settings.disabled:
+            return self._tracer.start_span(name, parent) if parent else trace.INVALID_SPAN
+        tracer = self.tracer(service_name)
+        ours = self._server_tracer
+        if ours is None or not ours.processors.only_own:
+            return tracer.start_span(name, parent, SpanKind.SERVER, attributes)
+        attributes.update(self._request_attributes())
+        return ours.start(name, parent, attributes)
+
     def _set_up(self, service_name: str) -> None:
         provider = trace.get_tracer_provider()
         if isinstance(provider, trace.ProxyTracerProvider) and self._settings.exporters:
@@ -118,13 +159,22 @@ class Tracing:
             _known_providers.add(provider)
             provider.add_span_processor(self._processor)
         self._provider = provider
-        self._tracer = trace.get_tracer("service", self._version)
+        self._tracer = trace.get_tracer(SCOPE, self._version)
+        self._server_tracer = None
+        if isinstance(provider, TracerProvider) and (processors := _own_processors.get(provider)) is not None:
+            limits = SpanLimits()
+            if _holds_nothing_back(limits) and not self._counts_itself:
+                scope = InstrumentationScope(SCOPE, self._version)
+                self._server_tracer = ServerTracer(provider, processors, limits, scope)
 
     def _make_provider(self, service_name: str) -> TracerProvider:
         settings = self._settings
+        processors = OwnProcessors(RequestAttributesProcessor, SpanExportQueue)
         provider = TracerProvider(
-            resource=Resource.create({} if settings.names_service else {SERVICE_NAME: service_name})
+            resource=Resource.create({} if settings.names_service else {SERVICE_NAME: service_name}),
+            active_span_processor=processors,
         )
+        _own_processors[provider] = processors
         # The processors are called in this order: the attributes go onto a span before an exporter sees it.
         provider.add_span_processor(self._processor)
         _known_providers.add(provider)
@@ -169,4 +219,14 @@ def _exporter_class(settings: TraceSettings) -> type[SpanExporter] | None:
             f"{settings.protocol_variable}={settings.protocol} needs the package litestar-agentcore[grpc]: {error}"
         ) from None
     exporter: type[SpanExporter] = exporters.OTLPSpanExporter
-    return exporter
+    return with_own_encoding(exporter)
+
+
+def _holds_nothing_back(limits: SpanLimits) -> bool:
+    """Tell whether what the service itself says of a request fits into the limits of a span, however long it is."""
+    count = limits.max_span_attributes
+    return limits.max_span_attribute_length is None and (count is None or count >= _OWN_ATTRIBUTES)
+
+
+_OWN_ATTRIBUTES = 32
+"""More attributes than the service itself puts on a span."""

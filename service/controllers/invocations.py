@@ -6,6 +6,7 @@ from typing import Any, cast
 from litestar import Controller, Litestar, Request, Response, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from service.exchange import InvocationExchange
 from service.openapi import INVOCATION_ERRORS, invocation_operation
@@ -33,6 +34,42 @@ class InvocationResponse(Response[None]):
         return cast("ASGIResponse", partial(self._exchange, headers=headers) if headers else self._exchange)
 
 
+class _Shortcut:
+    """The innermost middleware of the route: serves the invocation, where the handler has nothing to add to it.
+
+    Litestar makes a request and a response for each call of a handler. That is only needed for what an application
+    may have put around this one: guards, hooks, response headers and cookies.
+
+    Args:
+        app: The route's handler.
+        exchange: What serves the invocation.
+    """
+
+    def __init__(self, app: ASGIApp, exchange: InvocationExchange) -> None:
+        self._handle = app
+        self._exchange = exchange
+        self._next: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        serve = self._next
+        if serve is None:
+            handler = cast("HTTPRouteHandler", scope["route_handler"])
+            serve = self._next = self._handle if _adds_something(handler) else self._exchange
+        await serve(scope, receive, send)
+
+
+def _adds_something(handler: HTTPRouteHandler) -> bool:
+    return bool(
+        handler.resolve_guards()
+        or handler.resolve_before_request()
+        or any(layer.after_request for layer in handler.ownership_layers)
+        or handler.resolve_after_response()
+        or handler.resolve_response_headers()
+        or handler.resolve_response_cookies()
+        or handler.cache
+    )
+
+
 def invocations_controller(agent: Agent, exchange: InvocationExchange) -> type[Controller]:
     """Make the controller that invokes an agent.
 
@@ -43,6 +80,9 @@ def invocations_controller(agent: Agent, exchange: InvocationExchange) -> type[C
     Returns:
         A Litestar controller.
     """
+
+    def shortcut(app: ASGIApp) -> ASGIApp:  # Litestar copies handlers deeply, and a function stays itself in that
+        return _Shortcut(app, exchange)
 
     class InvocationsController(Controller):
         tags = ("agent",)
@@ -55,6 +95,7 @@ def invocations_controller(agent: Agent, exchange: InvocationExchange) -> type[C
             operation_id="invoke",
             operation_class=invocation_operation(agent),
             responses=INVOCATION_ERRORS,
+            middleware=[shortcut],
         )
         async def invoke(self) -> Any:
             """Invoke the agent."""

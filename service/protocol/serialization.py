@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
@@ -127,19 +127,31 @@ def encode(value: object) -> bytes:
         return _encoder.encode(_serialization_failed(value))
 
 
-def encode_event(value: object) -> bytes:
-    """Encode a value as one server-sent event.
+def encode_document(value: object) -> bytes:
+    """Encode a value as JSON that can stand in a server-sent event.
 
     Args:
         value: Anything.
 
     Returns:
-        ``data: <json>`` and a blank line, as the WHATWG HTML standard, section 9.2, has it.
+        What :func:`encode` gives, without line breaks.
     """
     data = encode(value)
     if b"\n" in data or b"\r" in data:  # between the tokens of a ``msgspec.Raw``: strings have theirs escaped
         data = data.replace(b"\r", b" ").replace(b"\n", b" ")
-    return b"data: " + data + b"\n\n"
+    return data
+
+
+def encode_events(documents: Sequence[bytes]) -> bytes:
+    """Put JSON documents into server-sent events.
+
+    Args:
+        documents: What :func:`encode_document` gave; at least one.
+
+    Returns:
+        For each ``data: <json>`` and a blank line, as the WHATWG HTML standard, section 9.2, has it.
+    """
+    return b"data: " + b"\n\ndata: ".join(documents) + b"\n\n"
 
 
 def _decode_json(body: bytes | bytearray) -> Any:

@@ -26,6 +26,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_body_bytes: PositiveInt = 100 * 1024 * 1024
     """The largest request body that is read, in bytes; a larger one is answered 413."""
 
+    handler_isolation: Literal["isolated", "inline"] = "isolated"
+    """Where async handlers run: away from the loop that accepts requests, or ``inline`` on it.
+
+    Inline is faster, and only for agents that never block: one that does holds up everybody, ``/ping`` included.
+    """
+
+    stall_seconds: PositiveSeconds = 0.1
+    """How long a handler may hold its event loop before new work goes to another one, and the log says who it is."""
+
+    max_worker_loops: PositiveInt = 32
+    """The most event loops, each in a thread of its own, that async handlers may run on while others are held."""
+
     sync_threads: PositiveInt = 64
     """How many threads serve plain (not ``async``) handlers. Invocations beyond that wait for one."""
 
@@ -37,6 +49,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Below the one second after which a kubelet gives a probe up, unless told otherwise.
     """
+
+    shutdown_grace_seconds: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    """How long work that is running when the service is told to end may take to finish before it is cancelled."""
 
     agent_name: str = ""
     """What the agent is called in telemetry; its entrypoint's name by default. The variable is ``AGENT_NAME``."""

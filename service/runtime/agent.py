@@ -3,9 +3,10 @@
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.protocol.context import span_attributes
+from service.protocol.headers import HeaderReader
 from service.protocol.settings import Settings
 from service.runtime.execution import Execution
 from service.runtime.handler import Handler, HandlerFunction, inspect_handler, is_coroutine_function, name_of
@@ -14,6 +15,9 @@ from service.runtime.tasks import TaskRegistry
 from service.runtime.workers import Workers
 from telemetry.metrics import Probes
 from telemetry.recording import Telemetry
+
+if TYPE_CHECKING:
+    from service.runtime.running import Running
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,6 @@ class Agent:
 
     def __init__(self, settings: Settings, as_response: Callable[[Any], Any], version: str) -> None:
         self.settings = settings
-        self.workers = Workers(settings.sync_threads)
         self.health = Health(is_busy=lambda: len(self.tasks) > 0, timeout=settings.ping_timeout_seconds)
         probes = Probes(
             active_tasks=lambda: len(self.tasks),
@@ -45,10 +48,19 @@ class Agent:
         )
         self.telemetry = Telemetry(version, probes, span_attributes)
         self.telemetry.agent_name = settings.agent_name or self.telemetry.agent_name
+        self.headers = HeaderReader(self.telemetry.propagated)
+        self.workers = Workers(
+            sync_threads=settings.sync_threads,
+            stall_seconds=settings.stall_seconds,
+            max_loops=settings.max_worker_loops,
+            inline=settings.handler_isolation == "inline",
+            on_stall=self.telemetry.metrics.stalls.inc,
+        )
         self.tasks = TaskRegistry(self.telemetry, on_change=self.health.tasks_changed)
         self.execution: Execution[Any] = Execution(self.workers, settings.stream_buffer_bytes, as_response)
         self.entrypoint: Handler | None = None
         self.websocket_handler: WebSocketHandler | None = None
+        self.running: set[Running] = set()
         self.shutting_down = False
 
     def register_entrypoint(self, function: HandlerFunction) -> Handler:

@@ -1,27 +1,57 @@
 """One call of a handler: started where its kind must run, and its outcome brought back to the loop that asked."""
 
 import asyncio
-import contextvars
 import inspect
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
 from service.protocol.serialization import encode
 from service.runtime.handler import Handler, HandlerKind
+from service.runtime.mailbox import Mailbox
 from service.runtime.streams import AsyncEventStream, EventStream, stream_of
-from service.runtime.workers import Workers, post
+from service.runtime.workers import Workers
+
+if TYPE_CHECKING:
+    from service.runtime.loops import LoopCall
 
 Response = TypeVar("Response")
 Channel = Callable[..., Awaitable[Any]]
+
+_PLAIN_VALUES = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
+"""Types of which a value is neither a generator nor a response."""
 
 
 class Failure(msgspec.Struct, frozen=True):
     """A handler raised."""
 
     error: BaseException
+
+
+class Pending:
+    """A handler that was called and has not answered yet."""
+
+    __slots__ = ("call", "outcome")
+
+    def __init__(self, outcome: "asyncio.Future[Any]") -> None:
+        self.outcome = outcome
+        """The encoded value, the stream of what it yields, the response that it made itself, or its failure. Whoever
+        settles it first lets the handler run on unheard."""
+        self.call: LoopCall | None = None
+
+    def abandon(self) -> None:
+        """Settle the outcome with ``None``: nobody waits for it any more."""
+        if not self.outcome.done():
+            self.outcome.set_result(None)
+
+    def cancel(self) -> None:
+        """Cancel the handler, where it is an async one; a plain one runs on unheard."""
+        self.outcome.cancel()
+        if self.call is not None:
+            self.call.cancel()
 
 
 class Execution(Generic[Response]):
@@ -39,50 +69,80 @@ class Execution(Generic[Response]):
         self._stream_capacity = stream_capacity
         self._as_response = as_response
 
-    def call(
-        self, handler: Handler, payload: Any, context: Any
-    ) -> "asyncio.Future[bytes | EventStream | Response | Failure]":
-        """Call a handler, in a copy of the current context.
+    def runs_here(self, handler: Handler) -> bool:
+        """Tell whether a handler is to be called with :meth:`call_here`."""
+        return self._workers.inline and handler.kind is HandlerKind.COROUTINE
+
+    async def call_here(
+        self, handler: Handler, payload: Any, context: Any, home: Mailbox
+    ) -> bytes | EventStream | Response | Failure:
+        """Call an async handler on this loop, in this task.
 
         Args:
             handler: The inspected handler.
             payload: Its first argument.
             context: Its second argument, where it takes one.
+            home: Reaches this loop.
 
         Returns:
-            The encoded value, the stream of what it yields, the response that it made itself, or its failure. Whoever
-            cancels it cancels an async handler, and whoever settles it first lets the handler run on unheard.
+            What :class:`Pending` promises.
         """
-        home = asyncio.get_running_loop()
-        outcome: asyncio.Future[bytes | EventStream | Response | Failure] = home.create_future()
-        bound = handler.bind(payload, context)
-        context_copy = contextvars.copy_context()
-        if handler.kind is HandlerKind.ASYNC_GENERATOR:
-            try:
-                worker, capacity = self._workers.loop, self._stream_capacity
-                outcome.set_result(AsyncEventStream(bound(), worker, context_copy, home, capacity))
-            except Exception as error:  # a callable object may do more than make a generator
-                outcome.set_result(Failure(error))
-        elif handler.kind is HandlerKind.COROUTINE:
-            task = self._workers.loop.spawn(self._await(bound, home, outcome), context_copy)
-            outcome.add_done_callback(lambda outcome: task.cancel() if outcome.cancelled() else None)
-        else:
-            self._workers.pool.submit(partial(context_copy.run, self._call_plain, bound, home, outcome))
-        return outcome
+        try:
+            return self._result(await handler.call(payload, context), home)
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # not the handler's own
+            return Failure(error)
+        except BaseException as error:
+            return Failure(error)
 
-    async def converse(self, function: Callable[..., Awaitable[None]], *channels: Channel) -> Failure | None:
-        """Run an async function on a worker loop while it talks with this loop.
+    def call(self, handler: Handler, payload: Any, context: Any, home: Mailbox) -> Pending | EventStream | Failure:
+        """Call a handler where handlers of its kind run, in a copy of the current context.
 
         Args:
+            handler: The inspected handler.
+            payload: Its first argument.
+            context: Its second argument, where it takes one.
+            home: Reaches this loop.
+
+        Returns:
+            The stream of an async generator, or what is to be awaited.
+        """
+        if handler.kind is HandlerKind.ASYNC_GENERATOR:
+            try:
+                source, loop = handler.call(payload, context), self._workers.loop_for(home)
+                return AsyncEventStream(source, loop, copy_context(), home, self._stream_capacity, handler.name)
+            except Exception as error:  # a callable object may do more than make a generator
+                return Failure(error)
+        pending = Pending(home.loop.create_future())
+        if handler.kind is HandlerKind.COROUTINE:
+            run = self._await(partial(handler.call, payload, context), home, pending.outcome)
+            pending.call = self._workers.spawn(home, run, copy_context(), handler.name)
+        else:
+            run_plain = self._call_plain
+            self._workers.pool.submit(
+                partial(copy_context().run, run_plain, handler, payload, context, home, pending.outcome)
+            )
+        return pending
+
+    async def converse(
+        self, name: str, home: Mailbox, function: Callable[..., Awaitable[None]], *channels: Channel
+    ) -> Failure | None:
+        """Run an async function where async handlers run, while it talks with this loop.
+
+        Args:
+            name: What people know it by.
+            home: Reaches this loop.
             function: What to run; it is called with the channels.
             *channels: Async functions of this loop. What the function gets in their place can be awaited on its own.
 
         Returns:
             Its failure, if it raised.
         """
-        home = asyncio.get_running_loop()
-        outcome: asyncio.Future[Failure | None] = home.create_future()
-        bridges = [partial(_cross, home, channel) for channel in channels]
+        outcome: asyncio.Future[Failure | None] = home.loop.create_future()
+        bridges = (
+            channels if self._workers.inline else tuple(partial(_cross, home.loop, channel) for channel in channels)
+        )
 
         async def run() -> None:
             failure = None
@@ -90,46 +150,42 @@ class Execution(Generic[Response]):
                 await function(*bridges)
             except BaseException as error:
                 failure = Failure(error)
-            post(home, _settle, outcome, failure)
+            home.post(_settle, outcome, failure)
 
-        task = self._workers.loop.spawn(run(), contextvars.copy_context())
+        call = self._workers.spawn(home, run(), copy_context(), name)
         try:
             return await outcome
         except asyncio.CancelledError:
-            task.cancel()
+            call.cancel()
             raise
 
-    async def _await(
-        self,
-        bound: Callable[[], Awaitable[Any]],
-        home: asyncio.AbstractEventLoop,
-        outcome: "asyncio.Future[Any]",
-    ) -> None:
+    async def _await(self, start: Callable[[], Awaitable[Any]], home: Mailbox, outcome: "asyncio.Future[Any]") -> None:
         result: Any
         try:
-            result = self._result(await bound(), home)
+            result = self._result(await start(), home)
         except BaseException as error:
             result = Failure(error)
-        post(home, _settle, outcome, result)
+        home.post(_settle, outcome, result)
 
     def _call_plain(
-        self, bound: Callable[[], Any], home: asyncio.AbstractEventLoop, outcome: "asyncio.Future[Any]"
+        self, handler: Handler, payload: Any, context: Any, home: Mailbox, outcome: "asyncio.Future[Any]"
     ) -> None:
         result: Any
         try:
-            value = bound()
+            value = handler.call(payload, context)
             if inspect.isawaitable(value):  # a plain function around an async one
-                self._workers.loop.spawn(self._await(lambda: value, home, outcome), contextvars.copy_context())
+                self._workers.spawn(home, self._await(lambda: value, home, outcome), copy_context(), handler.name)
                 return
             result = self._result(value, home)
         except BaseException as error:
             result = Failure(error)
-        post(home, _settle, outcome, result)
+        home.post(_settle, outcome, result)
 
-    def _result(self, value: Any, home: asyncio.AbstractEventLoop) -> bytes | EventStream | Response:
+    def _result(self, value: Any, home: Mailbox) -> bytes | EventStream | Response:
         """Encode what a handler returned, here on the handler's side, where a large value holds nobody up."""
-        workers = self._workers
-        if (stream := stream_of(value, workers, home, self._stream_capacity)) is not None:
+        if type(value) in _PLAIN_VALUES:
+            return encode(value)
+        if (stream := stream_of(value, self._workers, home, self._stream_capacity)) is not None:
             return stream
         if (response := self._as_response(value)) is not None:
             return response

@@ -38,6 +38,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     function: HandlerFunction
+    call: Callable[[Any, Any], Any]
+    """Calls the function with a payload and a ``RequestContext``, of which it passes on what the function takes."""
     name: str
     kind: HandlerKind
     context: Literal["positional", "keyword"] | None
@@ -48,22 +50,6 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     """Decodes and validates a body into ``payload_type``; ``None`` where the JSON is taken as it is."""
     description: str | None
     """The handler's docstring."""
-
-    def bind(self, payload: Any, context: Any) -> Callable[[], Any]:
-        """The call that serves one request.
-
-        Args:
-            payload: The decoded body.
-            context: The ``RequestContext``, ``None`` where ``self.context`` is.
-
-        Returns:
-            A callable without arguments.
-        """
-        if self.context is None:
-            return functools.partial(self.function, payload)
-        if self.context == "positional":
-            return functools.partial(self.function, payload, context)
-        return functools.partial(self.function, payload, context=context)
 
 
 def name_of(function: object) -> str:
@@ -93,6 +79,7 @@ def inspect_handler(function: HandlerFunction) -> Handler:
     payload_type, decode = _payload_type(function, parameters, name)
     return Handler(
         function=function,
+        call=_call_of(function, context),
         name=name,
         kind=_kind(function),
         context=context,
@@ -100,6 +87,14 @@ def inspect_handler(function: HandlerFunction) -> Handler:
         decode=decode,
         description=inspect.cleandoc(docstring) if (docstring := _code_of(function).__doc__) else None,
     )
+
+
+def _call_of(function: HandlerFunction, context: Literal["positional", "keyword"] | None) -> Callable[[Any, Any], Any]:
+    if context == "positional":
+        return function
+    if context == "keyword":
+        return lambda payload, context: function(payload, context=context)
+    return lambda payload, _: function(payload)
 
 
 def is_coroutine_function(function: object) -> bool:

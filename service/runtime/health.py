@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from service.protocol.models import PingAnswer, PingStatus
-from service.runtime.workers import post
+from service.runtime.mailbox import post
 
 logger = logging.getLogger(__name__)
 

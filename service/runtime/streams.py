@@ -10,9 +10,12 @@ from contextvars import Context
 from typing import Any
 
 from service.protocol.models import StreamError
-from service.protocol.serialization import encode_event
+from service.protocol.serialization import encode_document, encode_events
 from service.runtime.failure import message_of
-from service.runtime.workers import ThreadPool, WorkerLoop, Workers, WorkerTask, post
+from service.runtime.loops import Loop, LoopCall
+from service.runtime.mailbox import Mailbox
+from service.runtime.threads import ThreadPool
+from service.runtime.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -20,23 +23,26 @@ logger = logging.getLogger(__name__)
 class EventStream:
     """The events of one generator on their way to one client.
 
-    The generator's side pushes encoded events; the client's side takes all that are ready at once. No more than
+    The generator's side pushes encoded values; the client's side takes all that are ready at once. No more than
     ``capacity`` bytes wait: then the generator is paused until the client has taken them.
 
+    Pushing and taking need no lock: each side writes what only it writes, then asks whether the other waits. Standing
+    still, going on and closing need one.
+
     Args:
-        home: The loop on which events are taken.
+        home: Reaches the loop on which events are taken.
         capacity: How many bytes may wait.
     """
 
-    def __init__(self, home: asyncio.AbstractEventLoop, capacity: int) -> None:
+    def __init__(self, home: Mailbox, capacity: int) -> None:
         self._home = home
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._events: deque[bytes] = deque()
-        self._size = 0
+        self._documents: deque[bytes] = deque()
+        self._pushed = 0
+        self._taken = 0
         self._ended = False
         self._closed = False
-        self._full = False
         self._paused = False
         self._taker: asyncio.Future[None] | None = None
         self.error: BaseException | None = None
@@ -45,32 +51,35 @@ class EventStream:
     @property
     def ended(self) -> bool:
         """Whether the generator is done and all its events were taken."""
-        return self._ended and not self._events
+        return self._ended and not self._documents
 
-    async def take(self) -> list[bytes]:
+    async def take(self) -> tuple[bytes, int]:
         """Wait for events.
 
         Returns:
-            All events that are ready, in order; none at the end of the stream or after :meth:`close`.
+            All events that are ready, in order and encoded for the wire, and how many these are; none at the end of the
+            stream or after :meth:`close`.
         """
-        while True:
-            with self._lock:
-                if self._closed:
-                    return []
-                if self._events:
-                    events = list(self._events)
-                    self._events.clear()
-                    self._size = 0
-                    self._full = False
-                    resume, self._paused = self._paused, False
-                    break
-                if self._ended:
-                    return []
-                self._taker = taker = self._home.create_future()
-            await taker
+        documents = self._documents
+        while not documents and not self._is_over():
+            self._taker = taker = self._home.loop.create_future()
+            if documents or self._is_over():  # it came between the question and the answer
+                self._taker = None
+            else:
+                await taker
+        if self._closed or not documents:  # the last ones are there before the stream is over
+            return b"", 0
+        ready = [documents.popleft() for _ in range(len(documents))]
+        events = encode_events(ready)
+        self._taken += sum(map(len, ready))
+        with self._lock:
+            resume, self._paused = self._paused, False
         if resume:
             self._resume()
-        return events
+        return events, len(ready)
+
+    def _is_over(self) -> bool:
+        return self._ended or self._closed
 
     def close(self) -> None:
         """Close the generator, because nobody wants its events any more. Call it on the home loop; it does not wait."""
@@ -78,27 +87,23 @@ class EventStream:
             if self._closed:
                 return
             self._closed = True
-            self._events.clear()
-            taker, self._taker = self._taker, None
             paused, self._paused = self._paused, False
             ended = self._ended
-        if taker is not None and not taker.done():
-            taker.set_result(None)
+        self._documents.clear()
+        taker, self._taker = self._taker, None
+        if taker is not None:
+            _wake(taker)
         if not ended:
             self._abandon(paused)
 
-    def _push(self, event: bytes) -> bool:
+    def _push(self, document: bytes) -> bool:
         """Add an event, from the generator's side. Returns True where no more are to follow for now."""
-        with self._lock:
-            if self._closed:
-                return False
-            self._events.append(event)
-            self._size += len(event)
-            taker, self._taker = self._taker, None
-            self._full = full = self._size >= self._capacity
-        if taker is not None:
-            post(self._home, _wake, taker)
-        return full
+        self._documents.append(document)
+        self._pushed += len(document)
+        if (taker := self._taker) is not None:
+            self._taker = None
+            self._home.post(_wake, taker)
+        return self._pushed - self._taken >= self._capacity
 
     def _pause(self) -> bool:
         """Leave it to ``take`` to resume the generator. Returns False where there is room again, or nobody to wait for.
@@ -107,7 +112,7 @@ class EventStream:
         must not set it going twice.
         """
         with self._lock:
-            self._paused = self._full and not self._closed
+            self._paused = self._pushed - self._taken >= self._capacity and not self._closed
             return self._paused
 
     def _end(self, error: BaseException | None = None) -> None:
@@ -115,12 +120,11 @@ class EventStream:
         if error is not None and not self._closed:
             self.error = error
             logger.error("The stream's generator raised", exc_info=error)
-            self._push(encode_event(StreamError(message_of(error), type(error).__name__)))
-        with self._lock:
-            self._ended = True
-            taker, self._taker = self._taker, None
-        if taker is not None:
-            post(self._home, _wake, taker)
+            self._push(encode_document(StreamError(message_of(error), type(error).__name__)))
+        self._ended = True
+        if (taker := self._taker) is not None:
+            self._taker = None
+            self._home.post(_wake, taker)
 
     def _resume(self) -> None:
         """Let the paused generator go on."""
@@ -141,33 +145,33 @@ class AsyncEventStream(EventStream):
 
     Args:
         source: The generator.
-        worker: The loop that it belongs to.
+        loop: The loop that it is iterated on.
         context: The context that it runs in.
-        home: The loop on which events are taken.
+        home: Reaches the loop on which events are taken.
         capacity: How many bytes may wait.
+        name: What people know it by.
     """
 
     def __init__(
         self,
         source: AsyncGenerator[Any, Any],
-        worker: WorkerLoop,
+        loop: Loop,
         context: Context,
-        home: asyncio.AbstractEventLoop,
+        home: Mailbox,
         capacity: int,
+        name: str,
     ) -> None:
         super().__init__(home, capacity)
         self._source = source
-        self._worker = worker
-        self._resumed = asyncio.Event()
-        self._task: WorkerTask = worker.spawn(self._iterate(), context)
+        self._resumed: asyncio.Event | None = None
+        self._call: LoopCall = loop.spawn(self._iterate(), context, name)
 
     async def _iterate(self) -> None:
         error: BaseException | None = None
         try:
             async for value in self._source:
-                if self._push(encode_event(value)) and self._pause():
-                    await self._resumed.wait()
-                    self._resumed.clear()
+                if self._push(encode_document(value)):
+                    await self._stand_still()
                 if self._closed:
                     break
         except BaseException as raised:
@@ -176,6 +180,11 @@ class AsyncEventStream(EventStream):
             await self._close_source()
             self._end(error)
 
+    async def _stand_still(self) -> None:
+        self._resumed = resumed = asyncio.Event()
+        if self._pause():
+            await resumed.wait()
+
     async def _close_source(self) -> None:
         try:
             await self._source.aclose()
@@ -183,10 +192,11 @@ class AsyncEventStream(EventStream):
             logger.exception("Closing the stream's generator raised")
 
     def _resume(self) -> None:
-        self._worker.call(self._resumed.set)
+        if self._resumed is not None:
+            self._call.loop.call(self._resumed.set)
 
     def _abandon(self, paused: bool) -> None:
-        self._task.cancel()
+        self._call.cancel()
 
 
 class SyncEventStream(EventStream):
@@ -199,7 +209,7 @@ class SyncEventStream(EventStream):
         pool: The threads that it runs in.
         closers: The threads that close it where none of the pool has it.
         context: The context that it runs in.
-        home: The loop on which events are taken.
+        home: Reaches the loop on which events are taken.
         capacity: How many bytes may wait.
     """
 
@@ -209,7 +219,7 @@ class SyncEventStream(EventStream):
         pool: ThreadPool,
         closers: ThreadPool,
         context: Context,
-        home: asyncio.AbstractEventLoop,
+        home: Mailbox,
         capacity: int,
     ) -> None:
         super().__init__(home, capacity)
@@ -228,7 +238,7 @@ class SyncEventStream(EventStream):
         """Pass events on until the stream is full (True) or over (False)."""
         try:
             while not self._closed:
-                if self._push(encode_event(next(self._source))):
+                if self._push(encode_document(next(self._source))):
                     return True
         except StopIteration:
             self._end()
@@ -253,7 +263,7 @@ class SyncEventStream(EventStream):
             self._closers.submit(self._run)
 
 
-def stream_of(value: object, workers: Workers, home: asyncio.AbstractEventLoop, capacity: int) -> EventStream | None:
+def stream_of(value: object, workers: Workers, home: Mailbox, capacity: int) -> EventStream | None:
     """Begin to stream what a handler returned, if that is a generator.
 
     Call it in the context that the handler ran in: the generator goes on in a copy of it.
@@ -261,14 +271,15 @@ def stream_of(value: object, workers: Workers, home: asyncio.AbstractEventLoop, 
     Args:
         value: What the handler returned.
         workers: Where the generator is iterated.
-        home: The loop on which events are taken.
+        home: Reaches the loop on which events are taken.
         capacity: How many bytes may wait.
 
     Returns:
         The stream, or ``None`` where the value is to be answered as a whole.
     """
     if isinstance(value, AsyncGenerator):
-        return AsyncEventStream(value, workers.loop, contextvars.copy_context(), home, capacity)
+        loop, name = workers.loop_for(home), getattr(value, "__qualname__", "a generator")
+        return AsyncEventStream(value, loop, contextvars.copy_context(), home, capacity, name)
     if isinstance(value, Generator):
         return SyncEventStream(value, workers.pool, workers.closers, contextvars.copy_context(), home, capacity)
     return None

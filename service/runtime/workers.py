@@ -1,233 +1,140 @@
-"""Where handlers run, away from the loop that accepts requests: a loop for async ones, threads for plain ones."""
+"""The places where handlers run, and who gets the next call: a loop that turns, and never one that somebody holds."""
 
-import asyncio
-import contextlib
-import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from time import monotonic
 from typing import Any
+from weakref import WeakKeyDictionary
 
-logger = logging.getLogger(__name__)
+from service.runtime.loops import AcceptingLoop, Loop, LoopCall, WorkerLoop
+from service.runtime.mailbox import Mailbox
+from service.runtime.threads import ThreadPool
+from service.runtime.watchdog import Watchdog
 
-STOP_SECONDS = 5.0
-"""How long tasks that are left on a worker loop get to end once they were cancelled."""
+CLOSER_THREADS = 8
+
+IDLE_SECONDS = 10.0
+"""How long a worker loop beside the first one may have nothing to do before it is ended."""
 
 
-def post(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> bool:
-    """Call a function on a loop of another thread.
+class Workers:
+    """The loops and threads that handlers run on. Made on first use: an app that was only constructed has none.
+
+    Async handlers run on the first worker loop. Only while a handler holds that do others stand in for it, because
+    what a handler keeps from call to call (an HTTP client's connections, say) belongs to the loop that it was made on.
 
     Args:
-        loop: The loop to call it on.
-        function: What to call there.
-        *args: Its arguments.
-
-    Returns:
-        False where the loop is closed and nobody is there to be told.
-    """
-    try:
-        loop.call_soon_threadsafe(function, *args)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise
-        return False
-    return True
-
-
-class WorkerLoop:
-    """An event loop in a thread of its own, on which async handlers run.
-
-    It lives on between invocations, so a task that a handler starts outlives the handler's return.
+        sync_threads: The most threads for plain handlers.
+        stall_seconds: How long a worker loop may go without turning before it gets no more work.
+        max_loops: The most worker loops there may be.
+        inline: Whether async handlers run on the loop that accepts requests.
+        on_stall: Called each time a handler is found to hold a worker loop.
     """
 
-    def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._loop.set_task_factory(self._make_task)  # type: ignore[arg-type]  # typeshed wants a generic function
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+    def __init__(
+        self,
+        *,
+        sync_threads: int,
+        stall_seconds: float,
+        max_loops: int,
+        inline: bool,
+        on_stall: Callable[[], object],
+    ) -> None:
+        self._sync_threads = sync_threads
+        self._stall_seconds = stall_seconds
+        self._max_loops = max_loops
+        self._on_stall = on_stall
+        self.inline = inline
+        self._lock = threading.Lock()
+        self._loops: tuple[WorkerLoop, ...] = ()
+        self._names = 0
+        self._retiring: list[WorkerLoop] = []
+        self._watchdog: Watchdog | None = None
+        self._accepting: WeakKeyDictionary[Mailbox, AcceptingLoop] = WeakKeyDictionary()
+        self._pool: ThreadPool | None = None
+        self._closers: ThreadPool | None = None
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        while True:
-            try:
-                self._loop.run_forever()
-            except BaseException:  # ``sys.exit()`` in a task must not take the other sessions' handlers with it
-                logger.exception("A task on %s tried to end its thread", self._thread.name)
-            else:
-                break
-        self._loop.close()
-
-    def _make_task(
-        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
-    ) -> "asyncio.Task[Any]":
-        """Make a task and keep it: asyncio itself keeps but weak references, and handlers forget what they start."""
-        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context) -> "WorkerTask":
-        """Run a coroutine on the loop.
+    def loop_for(self, home: Mailbox) -> Loop:
+        """The loop that an async handler is to run on.
 
         Args:
+            home: Reaches the loop that accepts requests.
+        """
+        if not self.inline:
+            return self._turning_loop()
+        with self._lock:
+            if (loop := self._accepting.get(home)) is None:
+                loop = self._accepting[home] = AcceptingLoop(home)
+        return loop
+
+    def spawn(self, home: Mailbox, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> LoopCall:
+        """Run a coroutine where async handlers run.
+
+        Args:
+            home: Reaches the loop that accepts requests.
             coroutine: What to run; it handles its own errors.
             context: The context that it runs in.
+            name: What people know it by.
 
         Returns:
             A handle to cancel it with.
         """
-        task = WorkerTask(self)
-        if not post(self._loop, self._begin, task, coroutine, context):
-            coroutine.close()
-            raise RuntimeError("the worker loop has been stopped")
-        return task
+        return self.loop_for(home).spawn(coroutine, context, name)
 
-    def call(self, function: Callable[..., object], *args: object) -> None:
-        """Call a function on the loop's thread, soon."""
-        post(self._loop, function, *args)
+    def _turning_loop(self) -> WorkerLoop:
+        loops = self._loops
+        loop = loops[0] if loops and not loops[0].held_since else self._stand_in()
+        watchdog = self._watchdog
+        if watchdog is not None and watchdog.asleep:
+            watchdog.wake()
+        return loop
 
-    def _begin(self, handle: "WorkerTask", coroutine: Coroutine[Any, Any, None], context: Context) -> None:
-        if handle.cancelled:
-            coroutine.close()
-            return
-        task = self._loop.create_task(coroutine, context=context)
-        handle.task = task
+    def _stand_in(self) -> WorkerLoop:
+        with self._lock:
+            for loop in self._loops:
+                if not loop.held_since:
+                    return loop
+            if len(self._loops) >= self._max_loops:
+                return min(self._loops, key=lambda loop: loop.load)
+            self._names += 1
+            loop = WorkerLoop("agentcore-worker" if self._names == 1 else f"agentcore-worker-{self._names}")
+            self._loops += (loop,)
+            if self._watchdog is None:
+                self._watchdog = Watchdog(lambda: self._loops, self._stall_seconds, self._stalled, self._tidy)
+            return loop
 
-    def stop(self) -> None:
-        """Cancel what still runs, wait a few seconds for it to end, and end the thread."""
-        if self._loop.is_closed():
-            return
-        with contextlib.suppress(RuntimeError):
-            asyncio.run_coroutine_threadsafe(self._wind_down(), self._loop)
-        self._thread.join(STOP_SECONDS + 1)
-        if self._thread.is_alive():
-            logger.warning("%s is still held by a handler that blocks it, and is left behind", self._thread.name)
+    def _stalled(self, _: WorkerLoop) -> None:
+        self._on_stall()
 
-    async def _wind_down(self) -> None:
-        try:
-            left = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in left:
-                task.cancel()
-            if left:
-                _, stuck = await asyncio.wait(left, timeout=STOP_SECONDS)
-                for task in stuck:
-                    logger.warning("A task did not end when it was cancelled: %r", task)
-            await self._loop.shutdown_asyncgens()
-        finally:
-            self._loop.stop()
+    def _tidy(self) -> float | None:
+        """Move work away from loops that are held, and end extra loops that are idle; called by the watchdog."""
+        if any(loop.held_since and loop.waiting_calls for loop in self._loops):
+            target = self._stand_in()
+            if not target.held_since:
+                for loop in self._loops:
+                    if loop.held_since:
+                        target.take_over(loop)
+        # Taken from the list a while before it is ended: somebody may just have chosen it.
+        for loop in self._retiring:
+            if loop.load:
+                with self._lock:
+                    self._loops += (loop,)
+            else:
+                loop.stop()
+        self._retiring.clear()
+        with self._lock:
+            if len(self._loops) < 2:
+                return None
+            kept = next((loop for loop in self._loops if not loop.held_since), None)
+            idle = [loop for loop in self._loops if loop is not kept and self._is_idle(loop)]
+            self._retiring = idle
+            self._loops = tuple(loop for loop in self._loops if loop not in idle)
+        return min(self._stall_seconds, IDLE_SECONDS) if idle else IDLE_SECONDS / 4
 
-
-class WorkerTask:
-    """A coroutine on a worker loop, seen from outside."""
-
-    __slots__ = ("_worker", "cancelled", "task")
-
-    def __init__(self, worker: WorkerLoop) -> None:
-        self._worker = worker
-        self.task: asyncio.Task[None] | None = None
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """Cancel it, from any thread, whether it has begun or not."""
-        self._worker.call(self._cancel)
-
-    def _cancel(self) -> None:
-        self.cancelled = True
-        if self.task is not None:
-            self.task.cancel()
-
-
-class ThreadPool:
-    """A bounded number of threads for handlers that may block, and a queue for the calls that find none free.
-
-    The threads are daemons: a handler that never returns must not keep the process from ending, as one in a
-    ``concurrent.futures.ThreadPoolExecutor`` would.
-
-    Args:
-        size: The most threads there may be.
-        name: What their names begin with.
-    """
-
-    def __init__(self, size: int, name: str) -> None:
-        self._size = size
-        self._name = name
-        self._calls: deque[Callable[[], object]] = deque()
-        self._changed = threading.Condition()
-        self._threads = 0
-        self._idle = 0
-        self._stopped = False
-
-    @property
-    def queue_length(self) -> int:
-        """How many calls wait for a thread."""
-        return len(self._calls)
-
-    def submit(self, call: Callable[[], object]) -> None:
-        """Run a call in a thread of the pool as soon as one is free.
-
-        Args:
-            call: What to run; it handles its own errors.
-
-        Raises:
-            RuntimeError: The pool has been stopped.
-        """
-        with self._changed:
-            if self._stopped:
-                raise RuntimeError("the thread pool has been stopped")
-            self._calls.append(call)
-            if self._idle >= len(self._calls):
-                self._changed.notify()
-            elif self._threads < self._size:
-                self._threads += 1
-                threading.Thread(target=self._run, name=f"{self._name}-{self._threads}", daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._idle += 1
-                while not self._calls and not self._stopped:
-                    self._changed.wait()
-                self._idle -= 1
-                if not self._calls:
-                    return
-                call = self._calls.popleft()
-            try:
-                call()
-            except BaseException:  # a call handles its own errors; one that slips through must not cost a thread
-                logger.exception("A call in %s raised", threading.current_thread().name)
-            del call
-
-    def stop(self) -> None:
-        """Take no more calls. What is queued still runs, what is idle ends."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-
-
-class Workers:
-    """The places where handlers run. Made on first use, so an app that was only constructed costs no thread.
-
-    Args:
-        sync_threads: The most threads for plain handlers.
-    """
-
-    def __init__(self, sync_threads: int) -> None:
-        self._sync_threads = sync_threads
-        self._lock = threading.Lock()
-        self._loop: WorkerLoop | None = None
-        self._pool: ThreadPool | None = None
-        self._closers: ThreadPool | None = None
-
-    @property
-    def loop(self) -> WorkerLoop:
-        """The loop that async handlers run on."""
-        if self._loop is None:
-            with self._lock:
-                if self._loop is None:
-                    self._loop = WorkerLoop("agentcore-worker")
-        return self._loop
+    @staticmethod
+    def _is_idle(loop: WorkerLoop) -> bool:
+        return not (loop.held_since or loop.load or loop.working_since) and monotonic() - loop.idle_since > IDLE_SECONDS
 
     @property
     def pool(self) -> ThreadPool:
@@ -250,7 +157,7 @@ class Workers:
     @property
     def loops(self) -> int:
         """How many worker loops are alive."""
-        return int(self._loop is not None)
+        return len(self._loops) + len(self._retiring)
 
     @property
     def queue_length(self) -> int:
@@ -258,15 +165,18 @@ class Workers:
         return self._pool.queue_length if self._pool is not None else 0
 
     def stop(self) -> None:
-        """End the threads and all that runs on the loop, within some seconds. The next use starts anew."""
+        """End the threads and all that runs on the loops, within some seconds. The next use starts anew."""
         with self._lock:
-            loop, pool, closers = self._loop, self._pool, self._closers
-            self._loop = self._pool = self._closers = None
+            loops, pool, closers, watchdog = self._loops, self._pool, self._closers, self._watchdog
+            self._loops, self._names = (), 0
+            self._pool = self._closers = self._watchdog = None
+        if watchdog is not None:
+            watchdog.stop()
         for threads in (pool, closers):
             if threads is not None:
                 threads.stop()
-        if loop is not None:
-            loop.stop()
-
-
-CLOSER_THREADS = 8
+        stoppers = [threading.Thread(target=loop.stop, daemon=True) for loop in loops]
+        for stopper in stoppers:
+            stopper.start()
+        for stopper in stoppers:
+            stopper.join()

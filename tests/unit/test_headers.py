@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.protocol.context import RequestValues
-from service.protocol.headers import is_forwardable, read_headers, response_headers
+from service.protocol.headers import HeaderReader, RawHeaders, is_forwardable, response_headers
 from service.protocol.models import Refusal
 
 REQUEST_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Request-Id"
@@ -78,6 +78,13 @@ raw_headers = st.lists(
         st.binary() | st.text(max_size=300).map(str.encode) | visible_ascii.map(str.encode),
     )
 )
+
+
+def read_headers(headers: RawHeaders) -> RequestValues:
+    request = HeaderReader(()).read(headers)
+    if request.refusal is not None:
+        raise request.refusal
+    return request.values
 
 
 def read(headers: dict[str, str]) -> RequestValues:

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from service.protocol.models import PingStatus, Refusal
-from service.protocol.serialization import decode_body, encode, encode_event, payload_decoder
+from service.protocol.serialization import decode_body, encode, encode_document, encode_events, payload_decoder
 
 patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -270,10 +270,14 @@ def test_what_json_can_say_comes_back_equal(value: Any) -> None:
     assert loads(encode(value)) == value
 
 
+def encode_as_event(value: object) -> bytes:
+    return encode_events([encode_document(value)])
+
+
 @patiently
 @given(anything)
 def test_an_event_is_one_data_line_and_a_blank_line_whatever_the_value(value: Any) -> None:
-    event = encode_event(value)
+    event = encode_as_event(value)
     assert event.startswith(b"data: ")
     assert event.endswith(b"\n\n")
     assert len(event[:-2].splitlines()) == 1
@@ -283,12 +287,19 @@ def test_an_event_is_one_data_line_and_a_blank_line_whatever_the_value(value: An
 @patiently
 @given(anything)
 def test_answers_and_events_are_encoded_alike(value: Any) -> None:
-    assert encode_event(value) == b"data: " + encode(value) + b"\n\n"
+    assert encode_as_event(value) == b"data: " + encode(value) + b"\n\n"
+
+
+@patiently
+@given(st.lists(anything, min_size=1, max_size=5))
+def test_events_that_are_sent_together_are_the_same_as_one_by_one(values: list[Any]) -> None:
+    documents = [encode_document(value) for value in values]
+    assert encode_events(documents) == b"".join(encode_events([document]) for document in documents)
 
 
 def test_an_event_with_json_that_was_encoded_before_is_still_one_data_line() -> None:
     pretty = msgspec.Raw(b'{\n  "token": "hi"\n}')
-    event = encode_event({"chunk": pretty})
+    event = encode_as_event({"chunk": pretty})
     assert event.count(b"\n") == 2
     assert loads(event.removeprefix(b"data: ")) == {"chunk": {"token": "hi"}}
 
@@ -457,7 +468,7 @@ def test_a_cycle_or_too_deep_nesting_is_answered_with_the_documented_error(value
 
 
 def test_an_event_whose_value_cannot_be_encoded_says_so() -> None:
-    event = encode_event(cyclic([], list.append))
+    event = encode_as_event(cyclic([], list.append))
     assert event == b'data: {"error":"Serialization failed","original_type":"list"}\n\n'
 
 

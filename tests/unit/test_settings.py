@@ -9,6 +9,10 @@ from service import BedrockAgentCoreApp, Settings, SettingsError
 
 VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_MAX_BODY_BYTES", 100 * 1024 * 1024, "4096", 4096, ["0", "-1", "1.5", "many", "", "0x10"]),
+    ("AGENTCORE_HANDLER_ISOLATION", "isolated", "inline", "inline", ["none", "Inline", ""]),
+    ("AGENTCORE_STALL_SECONDS", 0.1, "0.5", 0.5, ["0", "-1", "nan", "soon", ""]),
+    ("AGENTCORE_MAX_WORKER_LOOPS", 32, "1", 1, ["0", "-1", "1.5", "many", ""]),
+    ("AGENTCORE_SHUTDOWN_GRACE_SECONDS", 30, "3600", 3600, ["-1", "nan", "soon", ""]),
     ("AGENTCORE_SYNC_THREADS", 64, "8", 8, ["0", "-1", "1.5", "many", "", "1,000"]),
     ("AGENTCORE_STREAM_BUFFER_BYTES", 64 * 1024, "1", 1, ["0", "-1", "1.5", "64k", ""]),
     ("AGENTCORE_PING_TIMEOUT_SECONDS", 0.5, "0.25", 0.25, ["0", "-1", "nan", "1e999", "soon", "", "1s"]),
