@@ -14,6 +14,8 @@ from litestar import Litestar
 from litestar.openapi import OpenAPIConfig
 
 from service.authoring import AgentAuthoring, AnyFunction
+from service.controllers.invocations import PATH as INVOCATIONS
+from service.controllers.invocations import DirectRoad
 from service.errors import exception_handlers
 from service.plugin import AgentCorePlugin
 from telemetry.logs import server_level
@@ -49,6 +51,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         **litestar_options: Any,
     ) -> None:
         self._lifespan_state: dict[str, Any] = {}
+        self._direct_road: DirectRoad | None = None
         self._plugin = AgentCorePlugin(debug=debug, logging=True)
         self.agent = self._plugin.agent
         options = dict(litestar_options)
@@ -73,6 +76,13 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         """Serve as an ASGI application."""
         if self._lifespan_state:
             scope.setdefault("state", {}).update(self._lifespan_state)
+        if scope.get("path") == INVOCATIONS and scope.get("method") == "POST":
+            road = self._direct_road
+            if road is None:
+                road = self._direct_road = DirectRoad(self, self._plugin.exchange)
+            if road.leads(scope):
+                await road.serve(scope, receive, send)
+                return
         await super().__call__(scope, receive, send)
 
     def _keep_state(self, lifespan: Lifespan) -> Lifespan:

@@ -307,11 +307,6 @@ async def _discard(receive: Receive) -> None:
                 pass
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 class Home:
     """The loop that serves the requests: how workers reach it, and which clients it watches for leaving.
 
@@ -362,7 +357,8 @@ class Home:
 
 
 async def _tell(receive: Receive, left: Callable[[], object]) -> None:
-    await _disconnected(receive)
+    while (await receive())["type"] != "http.disconnect":
+        pass
     left()
 
 

@@ -77,7 +77,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Mount the endpoints; called by Litestar."""
         debug = app_config.debug if self._debug is None else self._debug
-        exchange = InvocationExchange(self.agent, debug)
+        self.exchange = exchange = InvocationExchange(self.agent, debug)
         app_config.route_handlers += [
             invocations_controller(self.agent, exchange),
             health_controller(self.agent),

@@ -7,12 +7,11 @@ from typing import Any
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Status, StatusCode
+from opentelemetry.trace import Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
 from telemetry.metrics import AgentMetrics, Mode, Outcome, Probes, TaskOutcome
 from telemetry.propagation import experiment_attributes, extract_context
-from telemetry.spans import ServerSpan
 from telemetry.tracing import RequestAttributes, Tracing
 
 Scope = Mapping[str, Any]
@@ -141,10 +140,8 @@ class _ServerRecord:
         """What the handler raised, if anything."""
 
     def _note(self, key: str, value: AttributeValue) -> None:
-        if isinstance(span := self._span, ServerSpan):
-            span.know(key, value)
-        else:
-            span.set_attribute(key, value)
+        span: Any = self._span
+        getattr(span, "know", span.set_attribute)(key, value)
 
     def _close(self, status: int | None) -> None:
         span = self._span
@@ -155,9 +152,6 @@ class _ServerRecord:
                 self._note("http.response.status_code", status)
             _set_failure(span, self.error, status)
         span.end()
-
-    def _exemplar(self) -> dict[str, str] | None:
-        return _exemplar_of(self._span)
 
 
 class InvocationRecord(_ServerRecord):
@@ -179,7 +173,7 @@ class InvocationRecord(_ServerRecord):
         """Whether the service would not take it."""
         self.expired = False
         """Whether it was cancelled because it took too long."""
-        telemetry.metrics.in_progress.inc()
+        telemetry.metrics.invocations.begin()
         attributes = telemetry.attributes_of(scope, "POST", "/invocations", host, user_agent)
         super().__init__(telemetry, "POST /invocations", parent, attributes)
 
@@ -193,22 +187,20 @@ class InvocationRecord(_ServerRecord):
         Args:
             count: How many.
         """
-        metrics = self._telemetry.metrics
+        tallies = self._telemetry.metrics.invocations
         if not self._chunks:
-            metrics.first_chunk.observe(perf_counter() - self._began, self._exemplar())
+            tallies.first_chunk(perf_counter() - self._began, _trace_id_of(self._span))
         self._chunks += count
-        metrics.stream_chunks.inc(count)
+        tallies.chunks(count)
 
     def end(self) -> None:
         """Close the span and count the invocation."""
-        metrics = self._telemetry.metrics
         outcome = self._outcome()
         if self.mode == "stream" and self._span.is_recording():
             self._note("agentcore.stream.chunks", self._chunks)
             self._note("agentcore.stream.outcome", _STREAM_OUTCOMES.get(outcome, "error"))
-        metrics.in_progress.dec()
-        metrics.invocations[self.mode, outcome].inc()
-        metrics.duration[self.mode].observe(perf_counter() - self._began, self._exemplar())
+        seconds = perf_counter() - self._began
+        self._telemetry.metrics.invocations.end(self.mode, outcome, seconds, _trace_id_of(self._span))
         self._close(self.status)
 
     def _outcome(self) -> Outcome:
@@ -236,7 +228,7 @@ class WebSocketRecord(_ServerRecord):
     def __init__(
         self, telemetry: Telemetry, scope: Scope, parent: Context, host: str | None, user_agent: str | None
     ) -> None:
-        telemetry.metrics.websockets.inc()
+        telemetry.metrics.websockets.add()
         super().__init__(telemetry, "GET /ws", parent, telemetry.attributes_of(scope, "GET", "/ws", host, user_agent))
 
     def end(self, status: int) -> None:
@@ -245,7 +237,7 @@ class WebSocketRecord(_ServerRecord):
         Args:
             status: The HTTP status of the handshake: 101 where it was accepted.
         """
-        self._telemetry.metrics.websockets.dec()
+        self._telemetry.metrics.websockets.add(-1)
         self._close(status)
 
 
@@ -279,9 +271,8 @@ class TaskRecord:
             outcome: How it ended.
             error: What it raised, if anything.
         """
-        self._telemetry.metrics.task_finished(
-            self._name, outcome, perf_counter() - self._began, _exemplar_of(self._span)
-        )
+        seconds = perf_counter() - self._began
+        self._telemetry.metrics.tasks.end(self._name, outcome, seconds, _trace_id_of(self._span))
         if self._span.is_recording():
             if error is not None:
                 _set_failure(self._span, error, None)
@@ -290,12 +281,12 @@ class TaskRecord:
         self._span.end()
 
 
-def _exemplar_of(span: trace.Span) -> dict[str, str] | None:
+def _trace_id_of(span: trace.Span) -> str | None:
     """What leads from a metric to a trace, where that trace will be found."""
+    if not span.is_recording():
+        return None
     context = span.get_span_context()
-    if span.is_recording() and context.trace_flags.sampled:
-        return {"trace_id": trace.format_trace_id(context.trace_id)}
-    return None
+    return f"{context.trace_id:032x}" if context.trace_flags & TraceFlags.SAMPLED else None
 
 
 def _set_failure(span: trace.Span, error: BaseException | None, status: int | None) -> None:

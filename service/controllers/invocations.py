@@ -1,5 +1,7 @@
 """``POST /invocations``."""
 
+import re
+from collections.abc import Awaitable
 from functools import partial
 from typing import Any, cast
 
@@ -7,11 +9,13 @@ from litestar import Controller, Litestar, Request, Response, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.utils.scope.state import ScopeState
 
 from service.exchange import InvocationExchange
 from service.openapi import INVOCATION_ERRORS, invocation_operation
 from service.runtime.agent import Agent
 
+PATH = "/invocations"
 ROUTE_NAME = "agentcore-invocations"
 
 
@@ -70,6 +74,68 @@ def _adds_something(handler: HTTPRouteHandler) -> bool:
     )
 
 
+class DirectRoad:
+    """The way of an application's ``POST /invocations`` where nothing lies between the server and the exchange.
+
+    Litestar finds the route and the exception handlers of each request anew. Here they are found once, and only what
+    an application has asked for is done: with middleware, guards, hooks, CORS, CSRF, compression, allowed hosts or
+    response headers there is no direct road, and every request goes the long way.
+
+    Args:
+        app: The application, with all its routes.
+        exchange: What serves its invocations.
+    """
+
+    def __init__(self, app: Litestar, exchange: InvocationExchange) -> None:
+        self._outer = app.asgi_handler
+        self._hosts: set[bytes] = set()
+        self._app = app
+        stack, handler, *_ = app.asgi_router.handle_routing(path=PATH, method="POST")
+        self._is_open = getattr(self._outer, "app", None) is app.asgi_router and not app.before_send
+        self._is_open = self._is_open and isinstance(stack, _Shortcut)
+        self._is_open = self._is_open and not _adds_something(cast("HTTPRouteHandler", handler))
+        if self._is_open:
+            # The same guard that stands around the router: what an exchange raises is answered as it is on any route.
+            guard: Any = type(self._outer)
+            self._serve: ASGIApp = guard(app=exchange, debug=None)
+            self._handler = handler
+            self._exception_handlers = handler.resolve_exception_handlers()
+
+    def leads(self, scope: Any) -> bool:
+        """Tell whether a request can take this road.
+
+        Args:
+            scope: Its ASGI scope.
+        """
+        if not self._is_open or scope.get("root_path") or self._app.asgi_handler is not self._outer:
+            return False
+        host = next((value for name, value in scope["headers"] if name == b"host"), None)
+        if host is None or host in self._hosts:
+            return True
+        if len(self._hosts) < _HOSTS_REMEMBERED and _PLAIN_HOST.fullmatch(host):
+            self._hosts.add(host)
+        return False  # Litestar refuses what cannot be a host
+
+    def serve(self, scope: Any, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve a request that :meth:`leads` was true for.
+
+        Args:
+            scope: Its ASGI scope.
+            receive: The ASGI receive function.
+            send: The ASGI send function.
+        """
+        scope["app"] = scope["litestar_app"] = self._app
+        scope["path_params"] = {}
+        scope["path_template"] = PATH
+        scope["route_handler"] = self._handler
+        ScopeState.from_scope(scope).exception_handlers = self._exception_handlers
+        return self._serve(scope, receive, send)
+
+
+_PLAIN_HOST = re.compile(rb"[0-9A-Za-z.:\[\]-]{1,255}")
+_HOSTS_REMEMBERED = 100
+
+
 def invocations_controller(agent: Agent, exchange: InvocationExchange) -> type[Controller]:
     """Make the controller that invokes an agent.
 
@@ -88,7 +154,7 @@ def invocations_controller(agent: Agent, exchange: InvocationExchange) -> type[C
         tags = ("agent",)
 
         @post(
-            "/invocations",
+            PATH,
             name=ROUTE_NAME,
             status_code=200,
             request_max_body_size=agent.settings.max_body_bytes,

@@ -203,6 +203,8 @@ def _validated(
     request: RequestHeaders, request_id: str | None, session_id: str | None
 ) -> tuple[str | None, str | None]:
     """The ids that are valid; where one is not, the request is to be refused."""
+    if _is_plainly_valid(request_id) and _is_plainly_valid(session_id):
+        return request_id, session_id
     fields = {"request_id": request_id or "", "session_id": session_id}
     if request_id is None:
         fields["request_id"] = "-"
@@ -213,6 +215,13 @@ def _validated(
     else:
         return request_id, session_id
     return tuple(value if _is_valid(value) else None for value in (request_id, session_id))  # type: ignore[return-value]
+
+
+def _is_plainly_valid(identifier: str | None) -> bool:
+    """Tell in a fraction of the time what the model would find, where that finds nothing amiss."""
+    if identifier is None:
+        return True
+    return 0 < len(identifier) <= 256 and identifier.isascii() and identifier.isprintable() and " " not in identifier
 
 
 def _is_valid(identifier: str | None) -> bool:

@@ -54,7 +54,7 @@ class Agent:
             stall_seconds=settings.stall_seconds,
             max_loops=settings.max_worker_loops,
             inline=settings.handler_isolation == "inline",
-            on_stall=self.telemetry.metrics.stalls.inc,
+            on_stall=self.telemetry.metrics.stalls.add,
         )
         self.tasks = TaskRegistry(self.telemetry, on_change=self.health.tasks_changed)
         self.execution: Execution[Any] = Execution(self.workers, settings.stream_buffer_bytes, as_response)

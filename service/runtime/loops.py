@@ -126,6 +126,7 @@ class WorkerLoop:
         self._calls: deque[LoopCall] = deque()
         self._letters: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._beginning: LoopCall | None = None
+        self._waker: asyncio.AbstractEventLoop | None = None
         self._tasks: dict[asyncio.Task[Any], tuple[str, Context]] = {}
         self._selector = _TurnSelector(self._has_mail, self._deliver_soon)
         self._loop = asyncio.SelectorEventLoop(self._selector)
@@ -184,8 +185,27 @@ class WorkerLoop:
         call = LoopCall(self, coroutine, context, name)
         self._calls.append(call)
         if self._selector.waiting:
-            self._wake()
+            self._wake_after_this_turn()
         return call
+
+    def _wake_after_this_turn(self) -> None:
+        """Wake the loop once the caller's own loop has handled what it has before it.
+
+        To wake a thread is to give up the interpreter's lock, and what comes first is better handed over together.
+        """
+        try:
+            caller = asyncio.get_running_loop()
+        except RuntimeError:  # a thread of the pool
+            self._wake()
+            return
+        if self._waker is not caller:
+            self._waker = caller
+            caller.call_soon(self._wake_now)
+
+    def _wake_now(self) -> None:
+        self._waker = None
+        if self._selector.waiting:
+            self._wake()
 
     def call(self, function: Callable[..., object], *args: object) -> None:
         """Call a function on the loop's thread, soon.
@@ -318,8 +338,14 @@ def _start_eagerly(
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
     task = asyncio.Task(coroutine, loop=loop, context=context)
-    # What Python 3.12 added, by hand: a new task has queued its first step, behind which nothing can have come yet.
-    loop._ready.pop()._run()  # type: ignore[attr-defined]  # noqa: SLF001
+    # What Python 3.12 added, by hand: a new task has queued its first step. Another thread may have queued something
+    # behind it in this very moment; then both are left to the loop.
+    ready: deque[asyncio.Handle] = loop._ready  # type: ignore[attr-defined]  # noqa: SLF001
+    handle: Any = ready.pop()
+    if getattr(handle._callback, "__self__", None) is task:  # noqa: SLF001
+        handle._run()  # noqa: SLF001
+    else:
+        ready.append(handle)
     return task
 
 

@@ -4,7 +4,6 @@ import asyncio
 import contextvars
 import logging
 import threading
-from collections import deque
 from collections.abc import AsyncGenerator, Generator
 from contextvars import Context
 from typing import Any
@@ -34,11 +33,16 @@ class EventStream:
         capacity: How many bytes may wait.
     """
 
+    __slots__ = (
+        "_capacity", "_closed", "_documents", "_ended", "_home", "_lock", "_paused", "_pushed", "_taken", "_taker",
+        "error",
+    )  # fmt: skip
+
     def __init__(self, home: Mailbox, capacity: int) -> None:
         self._home = home
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._documents: deque[bytes] = deque()
+        self._documents: list[bytes] = []
         self._pushed = 0
         self._taken = 0
         self._ended = False
@@ -69,7 +73,8 @@ class EventStream:
                 await taker
         if self._closed or not documents:  # the last ones are there before the stream is over
             return b"", 0
-        ready = [documents.popleft() for _ in range(len(documents))]
+        ready = documents.copy()
+        del documents[: len(ready)]  # and nothing that was added meanwhile
         events = encode_events(ready)
         self._taken += sum(map(len, ready))
         with self._lock:
@@ -152,6 +157,8 @@ class AsyncEventStream(EventStream):
         name: What people know it by.
     """
 
+    __slots__ = ("_call", "_resumed", "_source")
+
     def __init__(
         self,
         source: AsyncGenerator[Any, Any],
@@ -212,6 +219,8 @@ class SyncEventStream(EventStream):
         home: Reaches the loop on which events are taken.
         capacity: How many bytes may wait.
     """
+
+    __slots__ = ("_closers", "_context", "_pool", "_source")
 
     def __init__(
         self,

@@ -1,0 +1,90 @@
+"""Who is measured."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from tests.benchmarks import environments
+from tests.benchmarks.environments import HERE, ROOT
+
+AGENT = HERE / "agents" / "agent.py"
+OURS_IMPORT = "from service import BedrockAgentCoreApp"
+SDK_IMPORT = "from bedrock_agentcore.runtime import BedrockAgentCoreApp"
+
+LOADS = ("unary-async", "unary-sync", "stream-async", "stream-sync", "sleepers", "open-streams", "cold-start")
+
+Write = Callable[[Path], Sequence[str]]
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A runtime, and how it is set up."""
+
+    name: str
+    title: str
+    loads: frozenset[str]
+    """What it is driven with."""
+    prepare: Write
+    """Writes the agent into a directory and returns the command that serves it, without port and handler."""
+    traced: bool = False
+    environment: dict[str, str] = {}
+
+
+def ours(root: Path = ROOT, suffix: str = "") -> list[Candidate]:
+    """This runtime, from a checkout."""
+
+    def prepare(directory: Path) -> Sequence[str]:
+        shutil.copy(AGENT, directory)
+        return [str(environments.ours()), str(directory / AGENT.name)]
+
+    checkout = {"PYTHONPATH": str(root)}
+    silent = {**checkout, "OTEL_SDK_DISABLED": "true"}
+    inline = {"AGENTCORE_HANDLER_ISOLATION": "inline"}
+    every, quick = frozenset(LOADS), frozenset(LOADS) - {"unary-sync", "stream-sync", "open-streams"}
+    title = f"this runtime{suffix}"
+    return [
+        Candidate(f"isolated-traced{suffix}", f"{title}, telemetry on", every, prepare, True, checkout),
+        Candidate(f"isolated{suffix}", f"{title}, telemetry off", every, prepare, False, silent),
+        Candidate(f"inline-traced{suffix}", f"{title} inline, telemetry on", quick, prepare, True, checkout | inline),
+        Candidate(f"inline{suffix}", f"{title} inline, telemetry off", quick, prepare, False, silent | inline),
+    ]
+
+
+def peers() -> list[Candidate]:
+    """The official runtimes, and the limit."""
+    return [
+        Candidate("python-traced", "Python SDK, traced", frozenset(LOADS), _sdk_traced, True),
+        Candidate("python", "Python SDK", frozenset(LOADS), _sdk),
+        Candidate("typescript", "TypeScript SDK", frozenset(LOADS) - {"stream-sync"}, _typescript),
+        Candidate("limit", "bare ASGI", frozenset({"unary-async", "stream-async", "cold-start"}), _limit),
+    ]
+
+
+def _sdk(directory: Path) -> Sequence[str]:
+    python = environments.python_peer()
+    return [str(python), str(_sdk_agent(directory))]
+
+
+def _sdk_traced(directory: Path) -> Sequence[str]:
+    python = environments.traced_python_peer()
+    return [str(python.parent / "opentelemetry-instrument"), str(python), str(_sdk_agent(directory))]
+
+
+def _sdk_agent(directory: Path) -> Path:
+    """The same agent, moved to the SDK by one import line."""
+    source = AGENT.read_text()
+    assert source.count(OURS_IMPORT) == 1, "the agent imports its runtime in one line"
+    file = directory / AGENT.name
+    file.write_text(source.replace(OURS_IMPORT, SDK_IMPORT))
+    return file
+
+
+def _typescript(directory: Path) -> Sequence[str]:
+    # Node looks for packages beside the file, not beside the working directory.
+    agent = shutil.copy(HERE / "agents" / "agent.mjs", environments.npm_peer())
+    return [environments.node(), str(agent)]
+
+
+def _limit(directory: Path) -> Sequence[str]:
+    return [str(environments.ours()), str(shutil.copy(HERE / "agents" / "limit.py", directory))]

@@ -1,0 +1,75 @@
+"""What is sent, and what has to come back."""
+
+import http.client
+import json
+import socket
+
+PROMPT = "What does a careful engineer measure before a change?"
+BODY = json.dumps({"prompt": PROMPT})
+HEADERS = {
+    "Content-Type": "application/json",
+    "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id": "7c9f4a52-3f0b-4a86-9a3e-2f1d8b6c5e40",
+}
+EVENTS = 100
+"""In a stream, where it has an end."""
+
+PATIENCE = 30.0
+
+
+class WrongAnswer(Exception):
+    """A candidate does not do what it is measured at."""
+
+
+def headers(stream: bool = False) -> dict[str, str]:
+    return {**HEADERS, "Accept": "text/event-stream" if stream else "application/json"}
+
+
+def request(stream: bool = False) -> bytes:
+    """An invocation as it goes over the wire."""
+    fields = {"Host": "127.0.0.1", **headers(stream), "Content-Length": str(len(BODY))}
+    lines = [f"{name}: {value}" for name, value in fields.items()]
+    return "\r\n".join(["POST /invocations HTTP/1.1", *lines, "", BODY]).encode()
+
+
+def check_unary(port: int) -> None:
+    status, body = _invoke(port, stream=False)
+    if status != 200 or json.loads(body) != {"echo": PROMPT}:
+        raise WrongAnswer(f"{status} {body[:200]!r} is no echo")
+
+
+def check_stream(port: int) -> None:
+    """All events are there, each by itself and in order."""
+    status, body = _invoke(port, stream=True)
+    events = [line.removeprefix("data:") for line in body.decode().splitlines() if line.startswith("data:")]
+    expected = [{"token": f"token {number}"} for number in range(EVENTS)]
+    if status != 200 or [json.loads(event) for event in events] != expected:
+        raise WrongAnswer(f"{status} with {len(events)} events is not the stream of {EVENTS}: {body[:200]!r}")
+
+
+def bytes_of_answer(port: int) -> int:
+    """How long a complete unary answer is on the wire, its headers included."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
+        connection.sendall(request())
+        answer = b""
+        while True:
+            if not (received := connection.recv(65536)):
+                raise WrongAnswer(f"the connection was closed after {answer[:200]!r}")
+            answer += received
+            head, end, body = answer.partition(b"\r\n\r\n")
+            lengths = [
+                line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")
+            ]
+            if end and lengths and len(body) >= int(lengths[0]):
+                return len(answer)
+
+
+def _invoke(port: int, stream: bool) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    try:
+        connection.request("POST", "/invocations", BODY, headers(stream))
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise WrongAnswer(f"no answer: {error!r}") from None
+    finally:
+        connection.close()
