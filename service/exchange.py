@@ -95,6 +95,7 @@ class InvocationExchange:
             except asyncio.CancelledError:
                 if not answer.expired:
                     raise
+                answer.resume()
                 await self._expire(answer)
         except BaseException as error:
             record.error = record.error or error
@@ -452,6 +453,7 @@ class _Answer(Running):
 
     async def _end_expired_stream(self) -> None:
         """End a stream cleanly, with one last event that says why: the service ends, and has waited long enough."""
+        self.resume()
         event = encode_events([encode(StreamError("The service is shutting down", "ShuttingDown"))])
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,11 +1,8 @@
 """The entrance: a Litestar plugin that puts an agent into an application."""
 
 import asyncio
-import signal
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar
@@ -24,6 +21,7 @@ from service.protocol.context import current_request
 from service.protocol.settings import Settings
 from service.responses import as_responder
 from service.runtime.agent import Agent
+from service.shutdown import Shutdown
 from service.version import __version__
 from telemetry.logs import configure_logging, reform_server_lines, uvicorn_unconfigured
 
@@ -128,43 +126,14 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
         self.configure_logging()
         self.agent.start()
-        with _on_termination(self._refuse_new_work):
+        shutdown = Shutdown(self.agent)
+        with shutdown.on_termination():
             try:
                 yield
             finally:
-                self._refuse_new_work()
+                self.agent.shutting_down = True
+                await shutdown.finish()
                 await asyncio.to_thread(self.agent.stop)
-
-    def _refuse_new_work(self) -> None:
-        self.agent.shutting_down = True
-
-
-@contextmanager
-def _on_termination(notify: Any) -> Iterator[None]:
-    """Call ``notify`` when the process is told to end, before the server's own signal handler is called.
-
-    A server ends the lifespan only after its last connection; ``/ready`` has to know earlier.
-    """
-    if threading.current_thread() is not threading.main_thread():  # nobody else may set a signal handler
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        notify()
-        chained = previous[signal.Signals(number)]
-        if callable(chained):
-            chained(number, frame)
-
-    ours = {number: handler for number, handler in previous.items() if callable(handler)}
-    for number in ours:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in ours.items():
-            if signal.getsignal(number) is handle:
-                signal.signal(number, handler)
 
 
 def _request_ids() -> tuple[str | None, str | None]:

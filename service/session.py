@@ -68,6 +68,7 @@ class WebSocketSession:
         except asyncio.CancelledError:
             if not running.expired:
                 raise
+            running.resume()
             await self._close(GOING_AWAY)
         finally:
             agent.running.discard(running)

@@ -1,7 +1,7 @@
 """The agent that is served: its handlers, its tasks, its health, and the workers that it runs on."""
 
 import inspect
-import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,13 @@ from service.protocol.settings import Settings
 from service.runtime.execution import Execution
 from service.runtime.handler import Handler, HandlerFunction, inspect_handler, is_coroutine_function, name_of
 from service.runtime.health import Health
-from service.runtime.tasks import TaskRegistry
+from service.runtime.tasks import ActiveTask, TaskRegistry
 from service.runtime.workers import Workers
 from telemetry.metrics import Probes
 from telemetry.recording import Telemetry
 
 if TYPE_CHECKING:
     from service.runtime.running import Running
-
-logger = logging.getLogger(__name__)
 
 WebSocketHandler = Callable[[Any, Any], Any]
 
@@ -97,6 +95,16 @@ class Agent:
             raise TypeError(f"The websocket handler {name} must take (websocket, context): {error}") from None
         self.websocket_handler = function
 
+    @property
+    def work(self) -> "list[Running | ActiveTask]":
+        """What runs now: invocations, streams and WebSocket conversations, and background tasks; the oldest first."""
+        return [*sorted(self.running, key=lambda running: running.began), *self.tasks.running()]
+
+    def describe_work(self) -> str:
+        """What runs now, in the log's words."""
+        kinds = Counter([running.kind for running in self.running] + ["task"] * len(self.tasks))
+        return ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in kinds.items())
+
     def start(self) -> None:
         """Be ready for requests, again if need be."""
         self.shutting_down = False
@@ -105,7 +113,7 @@ class Agent:
     def stop(self) -> None:
         """Stop the workers. Handlers and tasks that still run are cancelled. Blocks for some seconds at most."""
         self.shutting_down = True
-        for task in self.tasks.lose():
-            logger.warning("The task %s was still running at shutdown, %.1f s old, and is lost", task.name, task.age)
+        for task in self.tasks.running():
+            task.expire()
         self.workers.stop()
         self.telemetry.tracing.flush()

@@ -1,13 +1,16 @@
 """What an agent is doing for its clients now, so that it can be asked to end it."""
 
 import asyncio
+import logging
 from time import monotonic
 
-from service.protocol.context import RequestValues
+from service.protocol.context import RequestValues, current_request
+
+logger = logging.getLogger(__name__)
 
 
 class Running:
-    """An invocation or a WebSocket conversation that is being served.
+    """An invocation, a stream or a WebSocket conversation that is being served.
 
     Args:
         kind: What it is, in the log's words.
@@ -24,13 +27,21 @@ class Running:
         self.expired = False
         """Whether it was ended because the service's time to shut down was over."""
 
-    @property
-    def age(self) -> float:
-        """Seconds since it began."""
-        return monotonic() - self.began
-
     def expire(self) -> None:
         """End it: the service's time to shut down is over. Call it on the loop that serves it."""
         self.expired = True
+        token = current_request.set(self.values)
+        logger.warning(
+            "The %s of session %s was still running at shutdown, %.1f s old, and is cancelled",
+            self.kind,
+            self.values.session_id,
+            monotonic() - self.began,
+        )
+        current_request.reset(token)
         if self.task is not None:
             self.task.cancel()
+
+    def resume(self) -> None:
+        """Go on after the cancellation, to say a last word."""
+        if self.task is not None:
+            self.task.uncancel()

@@ -1,5 +1,6 @@
 """The registry of background tasks: what an agent still does after it has answered."""
 
+import asyncio
 import functools
 import itertools
 import logging
@@ -10,7 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
+from service.protocol.context import RequestValues, current_request
 from service.runtime.handler import is_coroutine_function, name_of
+from service.runtime.mailbox import post
 from telemetry.metrics import TaskOutcome
 from telemetry.recording import TaskRecord, Telemetry
 
@@ -28,11 +31,33 @@ class ActiveTask(msgspec.Struct, frozen=True):
     started: float
     """On the monotonic clock, in seconds."""
     record: TaskRecord
+    values: RequestValues
+    """What is known of the request that started it."""
+    runner: "asyncio.Task[Any] | None"
+    """The asyncio task that it is, where that is known."""
+    registry: "TaskRegistry"
+    task_id: int
 
     @property
     def age(self) -> float:
         """Seconds since it began."""
         return time.monotonic() - self.started
+
+    def expire(self) -> None:
+        """Count it as lost and cancel it: the service's time to shut down is over."""
+        if not self.registry.lose(self.task_id):
+            return
+        token = current_request.set(self.values)
+        logger.warning(
+            "The task %s of session %s was still running at shutdown, %.1f s old, and is lost; metadata: %s",
+            self.name,
+            self.values.session_id,
+            self.age,
+            self.metadata,
+        )
+        current_request.reset(token)
+        if self.runner is not None:
+            post(self.runner.get_loop(), self.runner.cancel)
 
 
 class TaskRegistry:
@@ -53,18 +78,22 @@ class TaskRegistry:
     def __len__(self) -> int:
         return len(self._active)
 
-    def add(self, name: str, metadata: Mapping[str, Any] | None = None) -> int:
+    def add(
+        self, name: str, metadata: Mapping[str, Any] | None = None, runner: "asyncio.Task[Any] | None" = None
+    ) -> int:
         """Count a task as active.
 
         Args:
             name: What people will know it by.
             metadata: Whatever else is worth knowing of it.
+            runner: The asyncio task that it is, if it is one.
 
         Returns:
             The id to complete it with.
         """
         task_id = next(self._ids)
-        task = ActiveTask(name, metadata, time.monotonic(), self._telemetry.task(name))
+        record, values = self._telemetry.task(name), current_request.get()
+        task = ActiveTask(name, metadata, time.monotonic(), record, values, runner, self, task_id)
         with self._lock:
             self._active[task_id] = task
             first = len(self._active) == 1
@@ -86,15 +115,16 @@ class TaskRegistry:
         logger.warning("Task %s cannot be completed: no such task is active", task_id)
         return False
 
-    def lose(self) -> list[ActiveTask]:
-        """Count the tasks that are still active as lost, because the service ends.
+    def lose(self, task_id: int) -> bool:
+        """Count a task as lost, because the service ends.
+
+        Args:
+            task_id: What :meth:`add` returned.
 
         Returns:
-            These tasks, oldest first.
+            False where it has ended meanwhile.
         """
-        with self._lock:
-            lost = list(self._active.items())
-        return [task for task_id, task in lost if self._finish(task_id, "lost")]
+        return self._finish(task_id, "lost")
 
     def _finish(self, task_id: int, outcome: TaskOutcome, error: BaseException | None = None) -> bool:
         with self._lock:
@@ -140,7 +170,7 @@ class TaskRegistry:
 
         @functools.wraps(function)
         async def tracked(*args: P.args, **kwargs: P.kwargs) -> R:
-            task_id = self.add(name)
+            task_id = self.add(name, runner=asyncio.current_task())
             record = self._active[task_id].record
             token = record.activate()
             try:
