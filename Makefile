@@ -1,6 +1,7 @@
 # make run    serve the quick-start agent          make lock    renew the locked requirements
 # make test   lint, types, unit, integration       make clean   remove what make made
-# make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix
+# make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Helm
+# make bench  the benchmarks against the peers; needs wrk and Node.js
 
 PORT ?= 8080
 HOST ?= 127.0.0.1
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e lock clean
+.PHONY: run test lint types e2e bench dashboards lock clean
 
 $(INSTALLED): requirements-dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -35,13 +36,21 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# Needs prometheus and promtool on the PATH; makes environments of its own for the peers and the tracing backend.
+# Needs prometheus, promtool, nginx, haproxy and wrk on the PATH; makes environments of its own for the peers and the tracing backend.
 e2e: $(VENV)/.installed-e2e
 	$(BIN)/python -m pytest tests/e2e
 
 $(VENV)/.installed-e2e: $(INSTALLED) requirements-e2e.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-e2e.txt
 	@touch $@
+
+# A quarter of an hour: every candidate, load and number of connections, five rounds each.
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks
+
+# Writes the dashboards and alert rules for Grafana, Prometheus and the chart.
+dashboards: $(VENV)/.installed-e2e
+	$(BIN)/python -m grafana.generate
 
 # Needs uv, which is put into an environment of its own. The files carry hashes and name no index.
 lock:
@@ -56,5 +65,13 @@ lock:
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements-dev.txt \
 		--extra tests --extra e2e pyproject.toml --output-file requirements-e2e.txt
 
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		tests/benchmarks/peer-traced.in --output-file tests/benchmarks/requirements-peer-traced.txt
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		--constraint tests/benchmarks/requirements-peer-traced.txt \
+		tests/benchmarks/peer.in --output-file tests/benchmarks/requirements-peer.txt
+
 clean:
-	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-* .npm-peer .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -59,6 +59,7 @@ def _stand_in(value: Any) -> Any:
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_stand_in)
+_encode = _encoder.encode
 
 
 def _without_surrogates(text: str) -> str:
@@ -136,7 +137,10 @@ def encode_document(value: object) -> bytes:
     Returns:
         What :func:`encode` gives, without line breaks.
     """
-    data = encode(value)
+    try:
+        data = _encode(value)
+    except Exception:  # whatever it is, the slower way knows what to do with it
+        data = encode(value)
     if b"\n" in data or b"\r" in data:  # between the tokens of a ``msgspec.Raw``: strings have theirs escaped
         data = data.replace(b"\r", b" ").replace(b"\n", b" ")
     return data

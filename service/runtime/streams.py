@@ -105,10 +105,13 @@ class EventStream:
         """Add an event, from the generator's side. Returns True where no more are to follow for now."""
         self._documents.append(document)
         self._pushed += len(document)
+        self._wake_taker()
+        return self._pushed - self._taken >= self._capacity
+
+    def _wake_taker(self) -> None:
         if (taker := self._taker) is not None:
             self._taker = None
             self._home.post(_wake, taker)
-        return self._pushed - self._taken >= self._capacity
 
     def _pause(self) -> bool:
         """Leave it to ``take`` to resume the generator. Returns False where there is room again, or nobody to wait for.
@@ -127,9 +130,7 @@ class EventStream:
             logger.error("The stream's generator raised", exc_info=error)
             self._push(encode_document(StreamError(message_of(error), type(error).__name__)))
         self._ended = True
-        if (taker := self._taker) is not None:
-            self._taker = None
-            self._home.post(_wake, taker)
+        self._wake_taker()
 
     def _resume(self) -> None:
         """Let the paused generator go on."""
@@ -176,8 +177,15 @@ class AsyncEventStream(EventStream):
     async def _iterate(self) -> None:
         error: BaseException | None = None
         try:
+            # What :meth:`_push` does, written out: this is done for every token of every answer.
+            add, capacity = self._documents.append, self._capacity
             async for value in self._source:
-                if self._push(encode_document(value)):
+                document = encode_document(value)
+                add(document)
+                self._pushed = pushed = self._pushed + len(document)
+                if self._taker is not None:
+                    self._wake_taker()
+                if pushed - self._taken >= capacity:
                     await self._stand_still()
                 if self._closed:
                     break

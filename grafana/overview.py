@@ -1,0 +1,383 @@
+"""The dashboard for the person on call: is it well, and if not, where does it hurt?"""
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from grafana.alerts import BUDGET, BURNS, ELIGIBLE, FAILED, FIRST_CHUNK_SECONDS
+from grafana.panels import (
+    GREEN,
+    RED,
+    YELLOW,
+    AnyPanel,
+    Query,
+    assemble,
+    graph,
+    link,
+    listing,
+    number,
+    states,
+    thresholds,
+)
+from grafana.variables import selected
+
+UID = "agentcore-overview"
+ROLLOUT_UID = "agentcore-rollout"
+
+RATE = "[$__rate_interval]"
+PER_INSTANCE = "pod, instance"
+INSTANCE = "{{pod}} {{instance}}"
+
+OUTCOMES = {
+    "ok": GREEN,
+    "client_error": "blue",
+    "disconnected": "purple",
+    "rejected": YELLOW,
+    "timeout": "orange",
+    "server_error": RED,
+}
+
+
+def rate(metric: str, *matchers: str) -> str:
+    """The rate of a counter on the instances that are chosen.
+
+    Args:
+        metric: The name of a metric.
+        *matchers: More label matchers.
+    """
+    return f"rate({selected(metric, *matchers)}{RATE})"
+
+
+def failed_ratio(by: str = "") -> str:
+    """The share of the invocations that the service is answerable for that failed.
+
+    Args:
+        by: A label, for whose values to tell it apart.
+    """
+    grouping = f" by ({by})" if by else ""
+    failed, eligible = (rate("agentcore_invocations_total", matcher) for matcher in (FAILED, ELIGIBLE))
+    return f"sum{grouping} ({failed}) / sum{grouping} ({eligible})"
+
+
+def quantile(share: float, metric: str, by: str = "", *matchers: str) -> str:
+    """A quantile of a histogram.
+
+    Args:
+        share: Which one, from 0 to 1.
+        metric: The name of the histogram.
+        by: A label, for whose values to tell it apart.
+        *matchers: More label matchers.
+    """
+    labels = f"le, {by}" if by else "le"
+    return f"histogram_quantile({share}, sum by ({labels}) ({rate(metric + '_bucket', *matchers)}))"
+
+
+def percentiles(metric: str, *matchers: str) -> list[Query]:
+    """The median, what one in ten sees, and what one in a hundred sees, with exemplars.
+
+    Args:
+        metric: The name of a histogram.
+        *matchers: More label matchers.
+    """
+    return [
+        Query(quantile(0.5, metric, "", *matchers), "p50"),
+        Query(quantile(0.9, metric, "", *matchers), "p90"),
+        Query(quantile(0.99, metric, "", *matchers), "p99", exemplars=True),
+    ]
+
+
+def per_instance(metric: str, *matchers: str) -> list[Query]:
+    """A gauge of each instance.
+
+    Args:
+        metric: The name of a metric.
+        *matchers: More label matchers.
+    """
+    return [Query(f"sum by ({PER_INSTANCE}) ({selected(metric, *matchers)})", INSTANCE)]
+
+
+def increase_per_instance(metric: str) -> list[Query]:
+    """What was counted on each instance.
+
+    Args:
+        metric: The name of a counter.
+    """
+    return [Query(f"sum by ({PER_INSTANCE}) (increase({selected(metric)}{RATE}))", INSTANCE)]
+
+
+def _now() -> list[AnyPanel]:
+    duration, first = "agentcore_invocation_duration_seconds", "agentcore_time_to_first_chunk_seconds"
+    return [
+        number(
+            "Instances",
+            "Instances that answer Prometheus. Fewer than you run: look at the pods, or at the targets in Prometheus.",
+            Query(f"count({selected('agentcore_build_info')})", "instances"),
+            "short",
+            thresholds(RED, (1, GREEN)),
+        ),
+        number(
+            "Invocations",
+            "Finished invocations a second. None where there should be some: does the ingress reach the instances?",
+            Query(f"sum({rate('agentcore_invocations_total')})", "invocations"),
+            "reqps",
+            thresholds(GREEN),
+        ),
+        number(
+            "Failed",
+            "The share of invocations that failed through the service's fault: server errors, rejections, timeouts."
+            " Yellow is more than the objective allows in the long run, red more than is bearable for an hour. No"
+            " data means no traffic. Next: the outcomes below, then the log lines of level ERROR.",
+            Query(failed_ratio(), "failed"),
+            "percentunit",
+            thresholds(GREEN, (BUDGET, YELLOW), (BURNS[0].rate * BUDGET, RED)),
+            decimals=2,
+        ),
+        number(
+            "Duration, p90",
+            "Nine in ten unary invocations take no longer. Compare with yesterday: what is right depends on the agent.",
+            Query(quantile(0.9, duration, "", 'mode="unary"'), "p90"),
+            "s",
+            thresholds(GREEN),
+        ),
+        number(
+            "First chunk, p95",
+            "Nineteen in twenty streams show something within this time. Red is where the alert AgentFirstChunkSlow"
+            " begins.",
+            Query(quantile(0.95, first), "p95"),
+            "s",
+            thresholds(GREEN, (FIRST_CHUNK_SECONDS / 2, YELLOW), (FIRST_CHUNK_SECONDS, RED)),
+        ),
+        number(
+            "In progress",
+            "Invocations that are being served now. Rising while traffic does not: they take longer, so look at the"
+            " durations and at what the agent waits for.",
+            Query(f"sum({selected('agentcore_invocations_in_progress')})", "in progress"),
+            "short",
+            thresholds(GREEN),
+        ),
+    ]
+
+
+def _traffic() -> list[AnyPanel]:
+    invocations = "agentcore_invocations_total"
+    return [
+        graph(
+            "Traffic",
+            "Finished invocations a second, one value or a stream.",
+            [Query(f"sum by (mode) ({rate(invocations)})", "{{mode}}")],
+            "reqps",
+            stacked=True,
+        ),
+        graph(
+            "Outcomes",
+            "How invocations ended. client_error is a bad request, disconnected a client that left; neither is our"
+            " fault. rejected and timeout come from a service that ends. server_error: the handler raised; the log"
+            " has its stack.",
+            [Query(f"sum by (outcome) ({rate(invocations)})", "{{outcome}}")],
+            "reqps",
+            stacked=True,
+            fixed=OUTCOMES,
+        ),
+        graph(
+            "Failed",
+            "The share of invocations that failed through the service's fault. The lines are the burn rates of the"
+            " error budget from which tickets and pages come.",
+            [Query(failed_ratio(), "failed")],
+            "percentunit",
+            colours=thresholds(GREEN, (BUDGET, YELLOW), (BURNS[0].rate * BUDGET, RED)),
+        ),
+    ]
+
+
+def _duration() -> list[AnyPanel]:
+    duration = "agentcore_invocation_duration_seconds"
+    dots = " The dots are exemplars: single requests, with links to their traces."
+    return [
+        graph(
+            "Duration of unary invocations",
+            "From the request to the last byte of its answer. All percentiles rise: what the agent calls is"
+            " slow. Only p99 does: look at single traces, and at the sync queue." + dots,
+            percentiles(duration, 'mode="unary"'),
+            "s",
+        ),
+        graph(
+            "Duration of streams",
+            "From the request to the last event. Long is not bad as such: the first chunk matters more." + dots,
+            percentiles(duration, 'mode="stream"'),
+            "s",
+        ),
+        graph(
+            "Time to first chunk",
+            "How long people look at nothing. The line is the limit of the alert AgentFirstChunkSlow." + dots,
+            percentiles("agentcore_time_to_first_chunk_seconds"),
+            "s",
+            colours=thresholds(GREEN, (FIRST_CHUNK_SECONDS, RED)),
+        ),
+    ]
+
+
+def _connections() -> list[AnyPanel]:
+    return [
+        graph(
+            "Invocations in progress",
+            "On each instance. One far above the others: sessions stick to it, or its handlers hang.",
+            per_instance("agentcore_invocations_in_progress"),
+            "short",
+            stacked=True,
+        ),
+        graph(
+            "Stream chunks",
+            "Events sent a second. Falling while streams are open: the model is slow, or clients read slowly.",
+            [Query(f"sum by ({PER_INSTANCE}) ({rate('agentcore_stream_chunks_total')})", INSTANCE)],
+            "cps",
+            stacked=True,
+        ),
+        graph(
+            "WebSockets",
+            "Open connections on each instance. They stay where they are when instances are added.",
+            per_instance("agentcore_websocket_connections"),
+            "short",
+            stacked=True,
+        ),
+    ]
+
+
+def _tasks() -> list[AnyPanel]:
+    status = selected("agentcore_ping_status", 'status="HealthyBusy"')
+    busy = f"sum by ({PER_INSTANCE}) ({status})"
+    changed = f"sum by ({PER_INSTANCE}) ({selected('agentcore_ping_status_last_change_timestamp_seconds')})"
+    return [
+        states(
+            "Health",
+            "What /ping says. HealthyBusy means background tasks: the instance must not be taken away now. A gap: it"
+            " did not answer Prometheus.",
+            Query(busy, INSTANCE),
+            {"0": ("Healthy", GREEN), "1": ("HealthyBusy", "blue")},
+            span=8,
+        ),
+        graph(
+            "Busy for",
+            "How long each instance has been HealthyBusy. Hours: a task that does not end (alert AgentTasksNeverEnd).",
+            [Query(f"(time() - {changed}) * {busy}", INSTANCE)],
+            "s",
+        ),
+        graph(
+            "Active tasks",
+            "Background tasks that run now. Only ever rising: some are added and never completed.",
+            per_instance("agentcore_active_tasks"),
+            "short",
+            stacked=True,
+        ),
+        graph(
+            "Tasks that ended",
+            "By outcome. failed: the task raised, and the log has its stack. lost: the service ended first.",
+            [Query(f"sum by (outcome) (increase({selected('agentcore_async_tasks_total')}{RATE}))", "{{outcome}}")],
+            "short",
+            span=12,
+            bars=True,
+            fixed={"completed": GREEN, "failed": RED, "lost": "orange"},
+        ),
+        graph(
+            "Duration of tasks, p90",
+            "By name, up to the longest bucket of 15 minutes. The exemplars lead to the traces.",
+            [Query(quantile(0.9, "agentcore_async_task_duration_seconds", "name"), "{{name}}", exemplars=True)],
+            "s",
+            span=12,
+        ),
+    ]
+
+
+def _handlers() -> list[AnyPanel]:
+    return [
+        graph(
+            "Handler stalls",
+            "Times a handler held its event loop for too long. Others are moved to another loop, so users see"
+            " little; but the handler is to be mended: the log names it, with its stack.",
+            increase_per_instance("agentcore_handler_stalls_total"),
+            "short",
+            span=6,
+            bars=True,
+        ),
+        graph(
+            "Worker loops",
+            "Event loops for async handlers. One is normal; more stand in for loops that handlers hold.",
+            per_instance("agentcore_worker_loops"),
+            "short",
+            span=6,
+        ),
+        graph(
+            "Sync queue",
+            "Invocations of plain handlers that wait for a thread. Above 0 for long: more instances, or a larger"
+            " AGENTCORE_SYNC_THREADS.",
+            per_instance("agentcore_sync_queue_length"),
+            "short",
+            span=6,
+        ),
+        graph(
+            "Dropped spans",
+            "Spans that never reached the tracing backend. Requests do not suffer, but traces have holes. Is the"
+            " backend up?",
+            increase_per_instance("agentcore_spans_dropped_total"),
+            "short",
+            span=6,
+            bars=True,
+        ),
+    ]
+
+
+def _process() -> list[AnyPanel]:
+    open_files = f"sum by ({PER_INSTANCE}) ({selected('process_open_fds')})"
+    most_files = f"sum by ({PER_INSTANCE}) ({selected('process_max_fds')})"
+    return [
+        graph(
+            "CPU",
+            "Cores that each instance uses. At 1 or more for long, Python itself is the limit: add instances.",
+            [Query(f"sum by ({PER_INSTANCE}) ({rate('process_cpu_seconds_total')})", INSTANCE)],
+            "short",
+            span=6,
+        ),
+        graph(
+            "Memory",
+            "Resident memory of each instance. A steady rise over days is a leak; near the pod's limit it will be"
+            " killed.",
+            per_instance("process_resident_memory_bytes"),
+            "bytes",
+            span=6,
+        ),
+        graph(
+            "Open files",
+            "The share of the file descriptors that a process may have. At the line, connections leak, or there are"
+            " too many; at 100 % no client can connect.",
+            [Query(f"{open_files} / {most_files}", INSTANCE)],
+            "percentunit",
+            span=6,
+            colours=thresholds(GREEN, (0.8, RED)),
+            maximum=1,
+        ),
+        listing(
+            "Builds",
+            "What is running, and on how many instances. Two versions outside a rollout: one got stuck.",
+            Query(
+                f"count by (agent, agent_version, version, python_version) ({selected('agentcore_build_info')})",
+                "builds",
+            ),
+            span=6,
+        ),
+    ]
+
+
+def overview() -> Dashboard:
+    """Make the dashboard."""
+    return assemble(
+        UID,
+        "AgentCore / Overview",
+        "How agents are: traffic, errors, durations, health, background tasks, saturation.",
+        [
+            ("Now", _now()),
+            ("Traffic and errors", _traffic()),
+            ("Durations", _duration()),
+            ("Connections", _connections()),
+            ("Health and background tasks", _tasks()),
+            ("Handlers and traces", _handlers()),
+            ("Process", _process()),
+        ],
+        [link("Rollout", f"/d/{ROLLOUT_UID}", "Compare versions", keep_variables=True)],
+    )

@@ -1,0 +1,255 @@
+{{- define "agentcore.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "agentcore.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride }}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}
+{{- default $full .Values.fullnameOverride | replace "." "-" | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* The Service of requests that carry a session. A release's name has at most 53 characters, so what is cut is not it. */}}
+{{- define "agentcore.sessionsName" -}}
+{{- printf "%s-sessions" (include "agentcore.fullname" . | trunc 54 | trimSuffix "-") }}
+{{- end }}
+
+{{- define "agentcore.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "agentcore.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- define "agentcore.tag" -}}
+{{- default .Chart.AppVersion .Values.image.tag }}
+{{- end }}
+
+{{- define "agentcore.image" -}}
+{{- if .Values.image.digest }}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest }}
+{{- else }}
+{{- printf "%s:%s" .Values.image.repository (include "agentcore.tag" .) }}
+{{- end }}
+{{- end }}
+
+{{/* The agent's version, in what a label may hold. */}}
+{{- define "agentcore.version" -}}
+{{- $version := default (include "agentcore.tag" .) .Values.agent.version }}
+{{- regexReplaceAll "[^A-Za-z0-9._-]" $version "-" | trunc 63 | trimAll "-._" }}
+{{- end }}
+
+{{/* What never changes, since a Deployment's selector cannot. */}}
+{{- define "agentcore.selector" -}}
+app.kubernetes.io/name: {{ include "agentcore.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/component: server
+{{- end }}
+
+{{/* Labels of an object: dict "root" $ "component" "server". */}}
+{{- define "agentcore.labels" -}}
+{{- $own := dict
+  "app.kubernetes.io/name" (include "agentcore.name" .root)
+  "app.kubernetes.io/instance" .root.Release.Name
+  "app.kubernetes.io/component" (default "server" .component)
+  "app.kubernetes.io/version" (include "agentcore.version" .root)
+  "app.kubernetes.io/managed-by" .root.Release.Service
+  "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") }}
+{{- mergeOverwrite (dict) (default (dict) .extra) .root.Values.commonLabels $own | toYaml }}
+{{- end }}
+
+{{/* Labels of the pods: without the chart's version, since a newer chart alone is no reason to end running invocations. */}}
+{{- define "agentcore.podLabels" -}}
+{{- $own := include "agentcore.selector" . | fromYaml }}
+{{- $_ := set $own "app.kubernetes.io/version" (include "agentcore.version" .) }}
+{{- mergeOverwrite (dict) .Values.podLabels .Values.commonLabels $own | toYaml }}
+{{- end }}
+
+{{/* A number as people write it: large ones come from values as floats. */}}
+{{- define "agentcore.number" -}}
+{{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
+{{- end }}
+
+{{- define "agentcore.terminationSeconds" -}}
+{{- add (int64 .Values.shutdown.preStopSeconds) (int64 .Values.shutdown.graceSeconds) (int64 .Values.shutdown.marginSeconds) }}
+{{- end }}
+
+{{/* One list of variables, each named once. What is referred to as $(NAME) comes first. */}}
+{{- define "agentcore.env" -}}
+{{- $env := list }}
+{{- range $name, $path := dict "K8S_NAMESPACE" "metadata.namespace" "K8S_NODE" "spec.nodeName" "K8S_POD" "metadata.name" "K8S_POD_UID" "metadata.uid" }}
+{{- $env = append $env (dict "name" $name "valueFrom" (dict "fieldRef" (dict "apiVersion" "v1" "fieldPath" $path))) }}
+{{- end }}
+{{- with .Values.agent.name }}
+{{- $env = append $env (dict "name" "AGENT_NAME" "value" .) }}
+{{- end }}
+{{- range $name, $value := .Values.agent.settings }}
+{{- $env = append $env (dict "name" (printf "AGENTCORE_%s" (snakecase $name | upper)) "value" (include "agentcore.number" $value)) }}
+{{- end }}
+{{- $env = append $env (dict "name" "AGENTCORE_SHUTDOWN_GRACE_SECONDS" "value" (include "agentcore.number" .Values.shutdown.graceSeconds)) }}
+{{- $env = append $env (dict "name" "OTEL_SERVICE_NAME" "value" (default (include "agentcore.fullname" .) .Values.agent.name)) }}
+{{- $attributes := list
+  (printf "service.version=%s" (include "agentcore.version" .))
+  "service.instance.id=$(K8S_POD_UID)"
+  "k8s.namespace.name=$(K8S_NAMESPACE)"
+  "k8s.node.name=$(K8S_NODE)"
+  "k8s.pod.name=$(K8S_POD)"
+  "k8s.pod.uid=$(K8S_POD_UID)"
+  (printf "k8s.deployment.name=%s" (include "agentcore.fullname" .)) }}
+{{- range $name, $value := .Values.otel.resourceAttributes }}
+{{- $attributes = append $attributes (printf "%s=%s" $name (urlquery $value | replace "+" "%20")) }}
+{{- end }}
+{{- $env = append $env (dict "name" "OTEL_RESOURCE_ATTRIBUTES" "value" (join "," $attributes)) }}
+{{- with .Values.otel }}
+{{- if .endpoint }}
+{{- $env = append $env (dict "name" "OTEL_EXPORTER_OTLP_ENDPOINT" "value" .endpoint) }}
+{{- $env = append $env (dict "name" "OTEL_EXPORTER_OTLP_PROTOCOL" "value" .protocol) }}
+{{- end }}
+{{- if .headersSecret.name }}
+{{- $env = append $env (dict "name" "OTEL_EXPORTER_OTLP_HEADERS" "valueFrom" (dict "secretKeyRef" (dict "name" .headersSecret.name "key" .headersSecret.key))) }}
+{{- end }}
+{{- with .sampler }}
+{{- $env = append $env (dict "name" "OTEL_TRACES_SAMPLER" "value" .) }}
+{{- end }}
+{{- with .samplerArg }}
+{{- $env = append $env (dict "name" "OTEL_TRACES_SAMPLER_ARG" "value" (toString .)) }}
+{{- end }}
+{{- end }}
+{{- range $name, $value := .Values.env }}
+{{- $env = append $env (dict "name" $name "value" (include "agentcore.number" $value)) }}
+{{- end }}
+{{- range $name, $reference := .Values.secretEnv }}
+{{- $key := dict "name" $reference.secret "key" $reference.key }}
+{{- if $reference.optional }}
+{{- $_ := set $key "optional" true }}
+{{- end }}
+{{- $env = append $env (dict "name" $name "valueFrom" (dict "secretKeyRef" $key)) }}
+{{- end }}
+{{- $env = concat $env .Values.extraEnv }}
+{{- $seen := dict }}
+{{- range $env }}
+{{- if hasKey $seen .name }}
+{{- fail (printf "the environment variable %s is set twice: by the chart's own values, env, secretEnv or extraEnv; say it in one place" .name) }}
+{{- end }}
+{{- $_ := set $seen .name true }}
+{{- end }}
+{{- toYaml $env }}
+{{- end }}
+
+{{/* The files that take the place of /app. */}}
+{{- define "agentcore.sources" -}}
+{{- if .Values.agent.source }}
+{{- if hasKey .Values.agent.files "app.py" }}
+{{- fail "agent.files: app.py is agent.source already" }}
+{{- end }}
+{{- $sources := merge (dict "app.py" .Values.agent.source) .Values.agent.files }}
+{{- $size := 0 }}
+{{- range $sources }}{{ $size = add $size (len .) }}{{ end }}
+{{- if gt (int $size) 1000000 }}
+{{- fail (printf "agent.source and agent.files are %d bytes together, and a ConfigMap holds one mebibyte: build an image" (int $size)) }}
+{{- end }}
+{{- toYaml $sources }}
+{{- else if .Values.agent.files }}
+{{- fail "agent.files needs agent.source: the files stand beside it" }}
+{{- end }}
+{{- end }}
+
+{{/* Containers that the values bring, with the chart's security context where they have none. */}}
+{{- define "agentcore.containers" -}}
+{{- $containers := list }}
+{{- range .containers }}
+{{- $container := deepCopy . }}
+{{- if not (hasKey . "securityContext") }}
+{{- $_ := set $container "securityContext" $.root.Values.securityContext }}
+{{- end }}
+{{- $containers = append $containers $container }}
+{{- end }}
+{{- toYaml $containers }}
+{{- end }}
+
+{{/* Which controller's annotations an Ingress carries. */}}
+{{- define "agentcore.ingressController" -}}
+{{- default .Values.sessionAffinity.controller .Values.ingress.controller }}
+{{- end }}
+
+{{/* What an Ingress needs for large bodies, long streams and WebSockets. */}}
+{{- define "agentcore.streamingAnnotations" -}}
+{{- $seconds := .Values.streaming.idleSeconds | int64 }}
+{{- $controller := include "agentcore.ingressController" . }}
+{{- if eq $controller "ingress-nginx" }}
+nginx.ingress.kubernetes.io/proxy-buffering: "off"
+nginx.ingress.kubernetes.io/proxy-http-version: "1.1"
+nginx.ingress.kubernetes.io/proxy-read-timeout: {{ $seconds | quote }}
+nginx.ingress.kubernetes.io/proxy-send-timeout: {{ $seconds | quote }}
+nginx.ingress.kubernetes.io/proxy-body-size: {{ include "agentcore.number" (default 104857600 .Values.agent.settings.maxBodyBytes) | quote }}
+{{- else if eq $controller "haproxy" }}
+haproxy-ingress.github.io/timeout-server: {{ printf "%ds" $seconds | quote }}
+haproxy-ingress.github.io/timeout-tunnel: {{ printf "%ds" $seconds | quote }}
+{{- end }}
+{{- end }}
+
+{{- define "agentcore.ingressSpec" -}}
+{{- with .root.Values.ingress.className }}
+ingressClassName: {{ . }}
+{{- end }}
+{{- with .root.Values.ingress.tls }}
+tls:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+rules:
+  {{- range default (list "") .root.Values.ingress.hosts }}
+  - http:
+      paths:
+        {{- range $.root.Values.publicPaths }}
+        - path: {{ . }}
+          pathType: {{ $.root.Values.ingress.pathType }}
+          backend:
+            service:
+              name: {{ $.service }}
+              port:
+                name: http
+        {{- end }}
+    {{- with . }}
+    host: {{ . | quote }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+
+{{/* Combinations of values that cannot work. The schema sees each value alone; this sees them together. */}}
+{{- define "agentcore.check" -}}
+{{- if and .Values.autoscaling.enabled .Values.keda.enabled }}
+{{- fail "autoscaling.enabled and keda.enabled: both would scale the same pods; choose one" }}
+{{- end }}
+{{- if and .Values.autoscaling.enabled (gt (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}
+{{- fail "autoscaling.minReplicas is larger than autoscaling.maxReplicas" }}
+{{- end }}
+{{- if and .Values.autoscaling.enabled (not (or .Values.autoscaling.cpuUtilization .Values.autoscaling.memoryUtilization .Values.autoscaling.invocationsPerPod)) }}
+{{- fail "autoscaling: nothing to scale by; set cpuUtilization, memoryUtilization or invocationsPerPod" }}
+{{- end }}
+{{- if .Values.keda.enabled }}
+{{- if not .Values.keda.prometheus.serverAddress }}
+{{- fail "keda.prometheus.serverAddress: where is Prometheus?" }}
+{{- end }}
+{{- if gt (int64 .Values.keda.minReplicas) (int64 .Values.keda.maxReplicas) }}
+{{- fail "keda.minReplicas is larger than keda.maxReplicas" }}
+{{- end }}
+{{- end }}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
+{{- fail "httpRoute.parentRefs: which Gateway does the route hang on?" }}
+{{- end }}
+{{- if and .Values.otel.headersSecret.name (not .Values.otel.headersSecret.key) }}
+{{- fail "otel.headersSecret.key: which key of the Secret holds the headers?" }}
+{{- end }}
+{{- $affinity := .Values.sessionAffinity.controller }}
+{{- if and (has $affinity (list "ingress-nginx" "haproxy")) (not .Values.ingress.enabled) }}
+{{- fail (printf "sessionAffinity.controller=%s needs ingress.enabled=true" $affinity) }}
+{{- end }}
+{{- if and (eq $affinity "envoy-gateway") (not .Values.httpRoute.enabled) }}
+{{- fail "sessionAffinity.controller=envoy-gateway needs httpRoute.enabled=true" }}
+{{- end }}
+{{- range list "nginx.ingress.kubernetes.io/service-upstream" "haproxy-ingress.github.io/service-upstream" }}
+{{- if and (ne $affinity "none") (eq (toString (get $.Values.ingress.annotations .)) "true") }}
+{{- fail (printf "ingress.annotations: %s sends everything to the Service's address, and sessionAffinity has to choose pods" .) }}
+{{- end }}
+{{- end }}
+{{- end }}

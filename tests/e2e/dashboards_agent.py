@@ -1,0 +1,65 @@
+"""An agent that can be made to do whatever a dashboard shows."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from litestar import WebSocket
+
+from service import BedrockAgentCoreApp, RequestContext
+
+app = BedrockAgentCoreApp()
+
+
+@app.async_task
+async def research(fail: bool) -> None:
+    if fail:
+        raise LookupError("nothing was found")
+
+
+async def words(count: int) -> AsyncIterator[str]:
+    for _ in range(count):
+        yield "word"
+        await asyncio.sleep(0.01)
+
+
+async def tasks() -> AsyncIterator[str]:
+    await research(fail=False)
+    try:
+        await research(fail=True)
+    except LookupError:
+        yield "one ended well, one did not"
+
+
+async def block(seconds: float) -> AsyncIterator[str]:
+    time.sleep(seconds)
+    yield "held the event loop"
+
+
+@app.entrypoint
+def helper(payload: dict[str, Any]) -> Any:
+    match payload.get("do"):
+        case "raise":
+            raise RuntimeError("the model is out of order")
+        case "sleep":
+            time.sleep(payload["seconds"])
+        case "words":
+            return words(payload["count"])
+        case "tasks":
+            return tasks()
+        case "block":
+            return block(payload["seconds"])
+        case "begin a task":
+            app.add_async_task("digging")
+        case "lose tasks":
+            for task in app.agent.tasks.running():
+                app.agent.tasks.lose(task.task_id)
+    return "done"
+
+
+@app.websocket
+async def listen(websocket: WebSocket[Any, Any, Any], context: RequestContext) -> None:
+    await websocket.accept()
+    async for _ in websocket.iter_data("text"):
+        pass
