@@ -66,7 +66,7 @@ _CACHED = 4096
 """How many keys, and how many attributes that come again, are remembered before they are forgotten."""
 
 _keys: dict[str, bytes] = {}
-_repeated: dict[tuple[str, Any], bytes] = {}
+_repeated: dict[tuple[bytes, str, str | int], bytes] = {}
 
 _REPEATING = frozenset({
     "gen_ai.operation.name", "gen_ai.agent.name", "http.request.method", "http.route", "url.path", "url.scheme",
@@ -74,6 +74,9 @@ _REPEATING = frozenset({
     "agentcore.stream.outcome",
 })  # fmt: skip
 """Attributes of few values."""
+
+
+_SIMPLE = frozenset({str, int})
 
 
 def _key(key: str) -> bytes:
@@ -108,27 +111,33 @@ def _value(value: Any) -> bytes:
 
 
 def _pair(key: str, value: Any) -> bytes:
+    if type(value) is str:
+        text = value.encode()
+        content = _varint(len(text)) + text
+        return _key(key) + _varint(len(content) + 1) + b"\x0a" + content
     encoded = _value(value)
     return _key(key) + _varint(len(encoded)) + encoded
 
 
-def _attributes(tag: bytes, attributes: Mapping[str, Any] | None) -> Iterable[bytes]:
+def _attributes(tag: bytes, attributes: Mapping[str, Any] | None) -> list[bytes]:
+    fields: list[bytes] = []
     for key, value in (attributes or {}).items():
-        if key in _REPEATING:
-            encoded = _repeated.get((key, value))
-            if encoded is None:
-                if len(_repeated) >= _CACHED:
-                    _repeated.clear()
-                encoded = _repeated[key, value] = _pair(key, value)
-        else:
-            try:
-                encoded = _pair(key, value)
-            except (TypeError, ValueError) as error:  # the rest of the span is still worth having
-                logger.debug("The attribute %s cannot be exported: %s", key, error)
-                continue
-        yield tag
-        yield _varint(len(encoded))
-        yield encoded
+        repeats = key in _REPEATING and type(value) in _SIMPLE
+        if repeats and (known := _repeated.get((tag, key, value))) is not None:
+            fields.append(known)
+            continue
+        try:
+            pair = _pair(key, value)
+        except (TypeError, ValueError) as error:  # the rest of the span is still worth having
+            logger.debug("The attribute %s cannot be exported: %s", key, error)
+            continue
+        encoded = tag + _varint(len(pair)) + pair
+        fields.append(encoded)
+        if repeats:
+            if len(_repeated) >= _CACHED:
+                _repeated.clear()
+            _repeated[tag, key, value] = encoded
+    return fields
 
 
 def _count(tag: bytes, number: int) -> bytes:
