@@ -46,6 +46,9 @@ DISCARD_SECONDS = 5.0
 WATCH_AFTER_SECONDS = 1.0
 """How long a client waits for a value before it is watched whether it still does."""
 
+WATCH_TOGETHER_SECONDS = 0.05
+"""How far apart, at least, two looks are at who has waited for that long."""
+
 _NO_CONTENT = frozenset({204, 205, 304})
 _CLOSE = (b"connection", b"close")
 _CLOSING_STATUSES = frozenset({413, 503})
@@ -348,10 +351,11 @@ class Home:
     def _begin_to_watch(self) -> None:
         loop = self.mailbox.loop
         self._timer = None
-        due = loop.time() - WATCH_AFTER_SECONDS + 0.001
-        for key, (since, receive, left) in list(self._waiting.items()):
+        due = loop.time() - WATCH_AFTER_SECONDS
+        while self._waiting:
+            key, (since, receive, left) = next(iter(self._waiting.items()))
             if since > due:
-                self._timer = loop.call_at(since + WATCH_AFTER_SECONDS, self._begin_to_watch)
+                self._timer = loop.call_later(max(since - due, WATCH_TOGETHER_SECONDS), self._begin_to_watch)
                 break
             del self._waiting[key]
             self._watches[key] = loop.create_task(_tell(receive, left))
