@@ -36,7 +36,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# Needs prometheus, promtool, nginx, haproxy and wrk on the PATH; makes environments of its own for the peers and the tracing backend.
+# Needs prometheus, promtool, nginx, haproxy, bwrap and wrk on the PATH; makes environments of its own for the peers and the tracing backend.
 e2e: $(VENV)/.installed-e2e
 	$(BIN)/python -m pytest tests/e2e
 
@@ -72,6 +72,10 @@ lock:
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		--constraint tests/benchmarks/requirements-peer-traced.txt \
 		tests/benchmarks/peer.in --output-file tests/benchmarks/requirements-peer.txt
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		| .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements-dev.txt \
+		--output-file requirements-build.txt -
 
 clean:
 	rm -rf .venv .venv-* .npm-peer .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -128,7 +128,7 @@ def _attributes(tag: bytes, attributes: Mapping[str, Any] | None) -> list[bytes]
             continue
         try:
             pair = _pair(key, value)
-        except (TypeError, ValueError) as error:  # the rest of the span is still worth having
+        except Exception as error:  # the rest of the span is still worth having
             logger.debug("The attribute %s cannot be exported: %s", key, error)
             continue
         encoded = tag + _varint(len(pair)) + pair

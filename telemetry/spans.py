@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Mapping, MutableMapping
 from time import time_ns
+from types import TracebackType
 from typing import Any
 
 from opentelemetry import trace
@@ -28,7 +29,8 @@ _UNSET = Status(StatusCode.UNSET)
 _RANDOM_TRACE_ID = 0x02
 """The flag of W3C Trace Context, level 2, section 3.2.2.5.2."""
 
-_writing = threading.Lock()
+_writing = threading.RLock()
+"""One for all spans, and rarely asked for; what is logged meanwhile may be written into another span."""
 
 
 class ServerSpan(trace.Span, ReadableSpan):
@@ -58,7 +60,7 @@ class ServerSpan(trace.Span, ReadableSpan):
         self._attributes: MutableMapping[str, AttributeValue] = attributes
         self._events: Any = ()
         self._links: Any = ()
-        self._resource = tracer.resource
+        self._resource = tracer.provider.resource
         self._status = _UNSET
         self._start_time = time_ns()
 
@@ -81,23 +83,34 @@ class ServerSpan(trace.Span, ReadableSpan):
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         """Set an attribute."""
-        self.set_attributes({key: value})
+        with _writing:
+            if not self._ended("set an attribute"):
+                self._checked()[key] = value
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         """Set attributes."""
         with _writing:
             if self._ended("set attributes"):
                 return
-            limits = self._tracer.limits
-            if not isinstance(self._attributes, BoundedAttributes):
-                self._attributes = BoundedAttributes(
-                    limits.max_span_attributes,
-                    dict(self._attributes),
-                    immutable=False,
-                    max_value_len=limits.max_span_attribute_length,
-                )
+            checked = self._checked()
+            at_once = getattr(checked, "_set_items", None)  # which newer SDKs have, with rules of its own
+            if at_once is not None:
+                at_once(attributes)
+                return
             for key, value in attributes.items():
-                self._attributes[key] = value
+                checked[key] = value
+
+    def _checked(self) -> MutableMapping[str, AttributeValue]:
+        """The attributes, with the checks and limits that what others set is held to."""
+        if not isinstance(self._attributes, BoundedAttributes):
+            limits = self._tracer.limits
+            self._attributes = BoundedAttributes(
+                limits.max_span_attributes,
+                dict(self._attributes),
+                immutable=False,
+                max_value_len=limits.max_span_attribute_length,
+            )
+        return self._attributes
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         """Add an event."""
@@ -106,19 +119,19 @@ class ServerSpan(trace.Span, ReadableSpan):
         event = Event(name, bounded, timestamp)
         with _writing:
             if not self._ended("add an event"):
-                if not self._events:
+                if not isinstance(self._events, BoundedList):
                     self._events = BoundedList(limits.max_events)
                 self._events.append(event)
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
         """Add a link to another span."""
-        if not (context.is_valid or attributes or context.trace_state):
+        if not (context and (context.is_valid or attributes or context.trace_state)):
             return
         limits = self._tracer.limits
         bounded = BoundedAttributes(limits.max_link_attributes, attributes, max_value_len=limits.max_attribute_length)
         with _writing:
             if not self._ended("add a link"):
-                if not self._links:
+                if not isinstance(self._links, BoundedList):
                     self._links = BoundedList(limits.max_links)
                 self._links.append(Link(context, bounded))
 
@@ -132,6 +145,8 @@ class ServerSpan(trace.Span, ReadableSpan):
         """Set the status: OK is final, and UNSET says nothing."""
         if isinstance(status, StatusCode):
             status = Status(status, description)
+        if not isinstance(status, Status):  # as the SDK has it: a wrong call must not cost a request
+            return
         with _writing:
             if self._ended("set the status") or status.status_code is StatusCode.UNSET:
                 return
@@ -159,6 +174,15 @@ class ServerSpan(trace.Span, ReadableSpan):
             },
             timestamp,
         )
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        """Record what a ``with`` block raised, if anything, and end the span."""
+        if exc_val is not None and self.is_recording():
+            self.record_exception(exc_val, escaped=True)
+            self.set_status(StatusCode.ERROR, f"{type(exc_val).__name__}: {exc_val}")
+        super().__exit__(exc_type, exc_val, exc_tb)
 
     def end(self, end_time: int | None = None) -> None:
         """End the span and hand it on."""
@@ -213,7 +237,7 @@ class ServerTracer:
         self.processors = processors
         self.limits = limits
         self.scope = scope
-        self.resource = provider.resource
+        self.provider = provider
         self._sampler = provider.sampler
         self._ids = provider.id_generator
         is_random = getattr(self._ids, "is_trace_id_random", None)

@@ -33,6 +33,15 @@ class Loop(Protocol):
         """Call a function on the loop's thread, soon."""
 
 
+class Watching(Protocol):
+    """Who looks at loops while something runs there, and sleeps else."""
+
+    asleep: bool
+
+    def wake(self) -> None:
+        """Look at the loops again."""
+
+
 class LoopCall:
     """A coroutine that is to run on a loop, seen from outside."""
 
@@ -126,6 +135,8 @@ class WorkerLoop:
         self._calls: deque[LoopCall] = deque()
         self._letters: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._beginning: LoopCall | None = None
+        self.watchdog: Watching | None = None
+        """Who is to look at the loop while something runs there."""
         self._waker: asyncio.AbstractEventLoop | None = None
         self._tasks: dict[asyncio.Task[Any], tuple[str, Context]] = {}
         self._selector = _TurnSelector(self._has_mail, self._deliver_soon)
@@ -161,6 +172,11 @@ class WorkerLoop:
         return len(self._calls)
 
     @property
+    def has_timers(self) -> bool:
+        """Whether something is to be called later, of which no task may know."""
+        return any(not timer.cancelled() for timer in tuple(getattr(self._loop, "_scheduled", ())))
+
+    @property
     def working_since(self) -> float:
         """When the present turn of the loop began, in monotonic seconds; 0 where it waits for something to do."""
         return self._selector.working_since
@@ -186,6 +202,9 @@ class WorkerLoop:
         self._calls.append(call)
         if self._selector.waiting:
             self._wake_after_this_turn()
+        # Asked after the call was added, since the watchdog looks for calls after it has said that it sleeps.
+        if (watchdog := self.watchdog) is not None and watchdog.asleep:
+            watchdog.wake()
         return call
 
     def _wake_after_this_turn(self) -> None:
@@ -248,8 +267,9 @@ class WorkerLoop:
         if (beginning := self._beginning) is not None:
             return Holder(beginning.name, beginning.context, frame)
         task = asyncio.current_task(self._loop)
-        name, context = self._tasks.get(task, ("a callback", None)) if task is not None else ("a callback", None)
-        return Holder(name, context, frame)
+        if task is not None:
+            return Holder(*self._tasks.get(task, (task.get_name(), None)), frame)
+        return Holder("a callback", _context_of_callback(frame), frame)
 
     def stop(self) -> None:
         """Cancel what still runs, wait a few seconds for it to end, and end the thread."""
@@ -329,6 +349,16 @@ class WorkerLoop:
     def _forget(self, task: "asyncio.Task[Any]") -> None:
         del self._tasks[task]
         self.idle_since = self._selector.working_since
+
+
+def _context_of_callback(frame: FrameType | None) -> Context | None:
+    """The context of the callback that a loop runs, as the frame says that runs it: asyncio keeps it nowhere else."""
+    while frame is not None:
+        if frame.f_code is asyncio.Handle._run.__code__:  # type: ignore[attr-defined]  # noqa: SLF001
+            context = getattr(frame.f_locals.get("self"), "_context", None)
+            return context if isinstance(context, Context) else None
+        frame = frame.f_back
+    return None
 
 
 def _start_eagerly(

@@ -4,7 +4,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 
 def post(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> bool:
@@ -67,7 +66,7 @@ class Mailbox:
                 self.loop.call_soon(self._deliver)
 
 
-_mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = WeakKeyDictionary()
+_mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
 
 
 def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
@@ -78,5 +77,7 @@ def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
     """
     box = _mailboxes.get(loop)
     if box is None:
+        for closed in [known for known in _mailboxes if known.is_closed()]:
+            del _mailboxes[closed]
         box = _mailboxes[loop] = Mailbox(loop)
     return box

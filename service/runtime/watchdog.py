@@ -80,7 +80,7 @@ class Watchdog:
             self.asleep = False
 
     def _at_work(self) -> bool:
-        return any(loop.load or loop.working_since for loop in self._loops())
+        return any(loop.load or loop.working_since or loop.has_timers for loop in self._loops())
 
     def _look(self) -> None:
         for loop in self._loops():
@@ -115,10 +115,14 @@ class Watchdog:
         )
 
 
+def _is_machinery(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in _MACHINERY)
+
+
 def _stack(frame: FrameType | None) -> str:
     """The stack of a handler, the innermost call last, without the machinery that called it."""
     frames = [entry for entry, _ in traceback.walk_stack(frame)] if frame is not None else []
-    while len(frames) > 1 and str(frames[-1].f_globals.get("__name__")).startswith(_MACHINERY):
+    while len(frames) > 1 and _is_machinery(str(frames[-1].f_globals.get("__name__"))):
         frames.pop()
     lines = traceback.StackSummary.extract((entry, entry.f_lineno) for entry in reversed(frames[:STACK_FRAMES]))
     return "".join(lines.format()).rstrip()

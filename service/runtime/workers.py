@@ -5,7 +5,6 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from time import monotonic
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from service.runtime.loops import AcceptingLoop, Loop, LoopCall, WorkerLoop
 from service.runtime.mailbox import Mailbox
@@ -51,7 +50,7 @@ class Workers:
         self._names = 0
         self._retiring: list[WorkerLoop] = []
         self._watchdog: Watchdog | None = None
-        self._accepting: WeakKeyDictionary[Mailbox, AcceptingLoop] = WeakKeyDictionary()
+        self._accepting: dict[Mailbox, AcceptingLoop] = {}
         self._pool: ThreadPool | None = None
         self._closers: ThreadPool | None = None
 
@@ -65,6 +64,7 @@ class Workers:
             return self._turning_loop()
         with self._lock:
             if (loop := self._accepting.get(home)) is None:
+                self._accepting = {box: held for box, held in self._accepting.items() if not box.loop.is_closed()}
                 loop = self._accepting[home] = AcceptingLoop(home)
         return loop
 
@@ -84,11 +84,7 @@ class Workers:
 
     def _turning_loop(self) -> WorkerLoop:
         loops = self._loops
-        loop = loops[0] if loops and not loops[0].held_since else self._stand_in()
-        watchdog = self._watchdog
-        if watchdog is not None and watchdog.asleep:
-            watchdog.wake()
-        return loop
+        return loops[0] if loops and not loops[0].held_since else self._stand_in()
 
     def _stand_in(self) -> WorkerLoop:
         with self._lock:
@@ -102,6 +98,7 @@ class Workers:
             self._loops += (loop,)
             if self._watchdog is None:
                 self._watchdog = Watchdog(lambda: self._loops, self._stall_seconds, self._stalled, self._tidy)
+            loop.watchdog = self._watchdog
             return loop
 
     def _stalled(self, _: WorkerLoop) -> None:
@@ -116,13 +113,13 @@ class Workers:
                     if loop.held_since:
                         target.take_over(loop)
         # Taken from the list a while before it is ended: somebody may just have chosen it.
-        for loop in self._retiring:
-            if loop.load:
-                with self._lock:
-                    self._loops += (loop,)
-            else:
+        with self._lock:
+            retiring, self._retiring = self._retiring, []
+            chosen = [loop for loop in retiring if loop.load]
+            self._loops += tuple(chosen)
+        for loop in retiring:
+            if loop not in chosen:
                 loop.stop()
-        self._retiring.clear()
         with self._lock:
             if len(self._loops) < 2:
                 return None
@@ -134,7 +131,8 @@ class Workers:
 
     @staticmethod
     def _is_idle(loop: WorkerLoop) -> bool:
-        return not (loop.held_since or loop.load or loop.working_since) and monotonic() - loop.idle_since > IDLE_SECONDS
+        busy = loop.held_since or loop.load or loop.working_since or loop.has_timers
+        return not busy and monotonic() - loop.idle_since > IDLE_SECONDS
 
     @property
     def pool(self) -> ThreadPool:
@@ -168,7 +166,8 @@ class Workers:
         """End the threads and all that runs on the loops, within some seconds. The next use starts anew."""
         with self._lock:
             loops, pool, closers, watchdog = self._loops, self._pool, self._closers, self._watchdog
-            self._loops, self._names = (), 0
+            loops += tuple(self._retiring)
+            self._loops, self._retiring, self._names = (), [], 0
             self._pool = self._closers = self._watchdog = None
         if watchdog is not None:
             watchdog.stop()

@@ -801,6 +801,7 @@ def test_haproxy_hashes_the_header_onto_a_ring_that_outlives_pods() -> None:
         "haproxy-ingress.github.io/balance-algorithm": f"hdr({SESSION_HEADER})",
         "haproxy-ingress.github.io/config-backend": "hash-type consistent",
         "haproxy-ingress.github.io/assign-backend-server-id": "true",
+        "haproxy-ingress.github.io/initial-weight": "100",
         "haproxy-ingress.github.io/timeout-server": "7200s",
         "haproxy-ingress.github.io/timeout-tunnel": "7200s",
     }
