@@ -123,7 +123,7 @@ class ServerSpan(trace.Span, ReadableSpan):
                     self._events = BoundedList(limits.max_events)
                 self._events.append(event)
 
-    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
+    def add_link(self, context: SpanContext | None, attributes: Attributes = None) -> None:
         """Add a link to another span."""
         if not (context and (context.is_valid or attributes or context.trace_state)):
             return
@@ -141,7 +141,7 @@ class ServerSpan(trace.Span, ReadableSpan):
             if not self._ended("update the name"):
                 self._name = name
 
-    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+    def set_status(self, status: object, description: str | None = None) -> None:
         """Set the status: OK is final, and UNSET says nothing."""
         if isinstance(status, StatusCode):
             status = Status(status, description)

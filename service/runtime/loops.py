@@ -268,7 +268,8 @@ class WorkerLoop:
             return Holder(beginning.name, beginning.context, frame)
         task = asyncio.current_task(self._loop)
         if task is not None:
-            return Holder(*self._tasks.get(task, (task.get_name(), None)), frame)
+            kept = self._tasks.get(task)
+            return Holder(kept[0], kept[1], frame) if kept is not None else Holder(task.get_name(), None, frame)
         return Holder("a callback", _context_of_callback(frame), frame)
 
     def stop(self) -> None:
@@ -354,7 +355,7 @@ class WorkerLoop:
 def _context_of_callback(frame: FrameType | None) -> Context | None:
     """The context of the callback that a loop runs, as the frame says that runs it: asyncio keeps it nowhere else."""
     while frame is not None:
-        if frame.f_code is asyncio.Handle._run.__code__:  # type: ignore[attr-defined]  # noqa: SLF001
+        if frame.f_code is asyncio.Handle._run.__code__:  # noqa: SLF001
             context = getattr(frame.f_locals.get("self"), "_context", None)
             return context if isinstance(context, Context) else None
         frame = frame.f_back
