@@ -132,13 +132,7 @@ class InvocationExchange:
         if handler is None:
             decode_body(body)
             raise Refusal(500, "No entrypoint defined")
-        try:
-            payload = decode_body(body) if handler.decode is None else decode_body(body, handler.decode)
-        except Refusal:
-            raise
-        except Exception as error:  # the author's own validators, in the types of the payload
-            await self._answer_failure(error, scope, receive, answer)
-            return
+        payload = decode_body(body) if handler.decode is None else body
         context = _context_of(request.values, scope) if handler.context is not None else None
         home = self._home_of(asyncio.get_running_loop())
         outcome = await self._outcome(handler, payload, context, home, receive, answer)
@@ -165,7 +159,11 @@ class InvocationExchange:
                 outcome = await execution.call_here(handler, payload, context, home.mailbox)
             finally:
                 home.unwatch(answer)
-            return None if answer.record.left else outcome
+            if not answer.record.left:
+                return outcome
+            if isinstance(outcome, EventStream):
+                outcome.close()
+            return None
         pending = execution.call(handler, payload, context, home.mailbox)
         if not isinstance(pending, Pending):
             return pending
@@ -208,6 +206,8 @@ class InvocationExchange:
         raise Refusal(400, f"Unknown action: {action}", reason="Unknown action")
 
     async def _answer_failure(self, error: BaseException, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        if isinstance(error, Refusal):  # the payload does not fit its type
+            raise error
         answer.record.error = error
         handlers = scope["route_handler"].resolve_exception_handlers()
         if isinstance(error, Exception):

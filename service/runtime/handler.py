@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from service.protocol.serialization import Decode, payload_decoder
+from service.protocol.serialization import Decode, decode_body, payload_decoder
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,11 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
 
     function: HandlerFunction
     call: Callable[[Any, Any], Any]
-    """Calls the function with a payload and a ``RequestContext``, of which it passes on what the function takes."""
+    """Calls the function with a payload and a ``RequestContext``, of which it passes on what the function takes.
+
+    Where ``decode`` is set it takes the body in the payload's place, and decodes it first: types have validators of the
+    author's, which are to run where the handler does. What does not fit is raised as a ``Refusal``.
+    """
     name: str
     kind: HandlerKind
     context: Literal["positional", "keyword"] | None
@@ -77,11 +81,14 @@ def inspect_handler(function: HandlerFunction) -> Handler:
     parameters = _parameters(function, name)
     context = _context_parameter(parameters)
     payload_type, decode = _payload_type(function, parameters, name)
+    call, kind = _call_of(function, context), _kind(function)
+    if decode is not None:
+        call, kind = _decoding_call(call, decode, kind)
     return Handler(
         function=function,
-        call=_call_of(function, context),
+        call=call,
         name=name,
-        kind=_kind(function),
+        kind=kind,
         context=context,
         payload_type=payload_type,
         decode=decode,
@@ -95,6 +102,21 @@ def _call_of(function: HandlerFunction, context: Literal["positional", "keyword"
     if context == "keyword":
         return lambda payload, context: function(payload, context=context)
     return lambda payload, _: function(payload)
+
+
+def _decoding_call(
+    call: Callable[[Any, Any], Any], decode: Decode, kind: HandlerKind
+) -> tuple[Callable[[Any, Any], Any], HandlerKind]:
+    def decoding(body: Any, context: Any) -> Any:
+        return call(decode_body(body, decode), context)
+
+    async def decoding_there(body: Any, context: Any) -> Any:
+        return call(decode_body(body, decode), context)
+
+    # A generator cannot be had before its payload is, so one is returned by a coroutine in its place.
+    if kind is HandlerKind.ASYNC_GENERATOR:
+        return decoding_there, HandlerKind.COROUTINE
+    return decoding, kind
 
 
 def is_coroutine_function(function: object) -> bool:
