@@ -65,6 +65,9 @@ def _text(tag: bytes, text: str | None) -> bytes:
 _CACHED = 4096
 """How many keys, and how many attributes that come again, are remembered before they are forgotten."""
 
+_LONGEST_REMEMBERED = 256
+"""Longer ones, in bytes, are encoded each time: some are the client's choice."""
+
 _keys: dict[str, bytes] = {}
 _repeated: dict[tuple[bytes, str, str | int], bytes] = {}
 
@@ -82,9 +85,11 @@ _SIMPLE = frozenset({str, int})
 def _key(key: str) -> bytes:
     encoded = _keys.get(key)
     if encoded is None:
-        if len(_keys) >= _CACHED:
-            _keys.clear()
-        encoded = _keys[key] = _field(b"\x0a", key.encode()) + b"\x12"
+        encoded = _field(b"\x0a", key.encode()) + b"\x12"
+        if len(encoded) <= _LONGEST_REMEMBERED:
+            if len(_keys) >= _CACHED:
+                _keys.clear()
+            _keys[key] = encoded
     return encoded
 
 
@@ -133,7 +138,7 @@ def _attributes(tag: bytes, attributes: Mapping[str, Any] | None) -> list[bytes]
             continue
         encoded = tag + _varint(len(pair)) + pair
         fields.append(encoded)
-        if repeats:
+        if repeats and len(encoded) <= _LONGEST_REMEMBERED:
             if len(_repeated) >= _CACHED:
                 _repeated.clear()
             _repeated[tag, key, value] = encoded

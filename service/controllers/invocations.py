@@ -58,13 +58,18 @@ class _Shortcut:
         serve = self._next
         if serve is None:
             handler = cast("HTTPRouteHandler", scope["route_handler"])
-            serve = self._next = self._handle if _adds_something(handler) else self._exchange
+            long = _adds_something(handler, scope["litestar_app"])
+            serve = self._next = self._handle if long else self._exchange
         await serve(scope, receive, send)
 
 
-def _adds_something(handler: HTTPRouteHandler) -> bool:
+def _adds_something(handler: HTTPRouteHandler, app: Litestar) -> bool:
     return bool(
-        handler.resolve_guards()
+        # These three Litestar puts inside of a handler's own middleware.
+        app.csrf_config
+        or app.compression_config
+        or app.allowed_hosts
+        or handler.resolve_guards()
         or handler.resolve_before_request()
         or any(layer.after_request for layer in handler.ownership_layers)
         or handler.resolve_after_response()
@@ -93,7 +98,7 @@ class DirectRoad:
         stack, handler, *_ = app.asgi_router.handle_routing(path=PATH, method="POST")
         self._is_open = getattr(self._outer, "app", None) is app.asgi_router and not app.before_send
         self._is_open = self._is_open and isinstance(stack, _Shortcut)
-        self._is_open = self._is_open and not _adds_something(cast("HTTPRouteHandler", handler))
+        self._is_open = self._is_open and not _adds_something(cast("HTTPRouteHandler", handler), app)
         if self._is_open:
             # The same guard that stands around the router: what an exchange raises is answered as it is on any route.
             guard: Any = type(self._outer)
@@ -107,7 +112,8 @@ class DirectRoad:
         Args:
             scope: Its ASGI scope.
         """
-        if not self._is_open or scope.get("root_path") or self._app.asgi_handler is not self._outer:
+        app = self._app
+        if not self._is_open or scope.get("root_path") or app.asgi_handler is not self._outer or app.before_send:
             return False
         host = next((value for name, value in scope["headers"] if name == b"host"), None)
         if host is None or host in self._hosts:

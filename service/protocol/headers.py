@@ -5,6 +5,7 @@ Runtime developer guide.
 """
 
 import os
+import sys
 from collections.abc import Iterable
 from random import Random
 
@@ -112,6 +113,12 @@ class _Name(msgspec.Struct, frozen=True):
 _NAMES_REMEMBERED = 1000
 """How many names are classified once only. Clients choose names, so their number has no other bound."""
 
+_LONGEST_REMEMBERED = 128
+"""Longer names, in bytes, are classified each time."""
+
+_MANY_DIGITS = 1000
+"""Numbers of so many digits are all the same: larger than any body."""
+
 _SLOTS = {
     _REQUEST_ID: "request_id",
     _SESSION_ID: "session_id",
@@ -143,7 +150,7 @@ class HeaderReader:
         forwarded = (AUTHORIZATION if lower == _AUTHORIZATION else text) if is_forwardable(lower) else None
         carried = text.lower() if text.lower() in self._propagated else None
         name = _Name(slot, forwarded, carried) if slot or forwarded or carried else None
-        if len(self._names) < _NAMES_REMEMBERED:
+        if len(self._names) < _NAMES_REMEMBERED and len(raw_name) <= _LONGEST_REMEMBERED:
             self._names[raw_name] = name
         return name
 
@@ -192,7 +199,7 @@ class HeaderReader:
         request.user_agent = get("user_agent")
         request.expects = "expect" in found
         if (length := get("content_length")) is not None and length.isdigit() and length.isascii():
-            request.content_length = int(length)
+            request.content_length = int(length) if len(length) < _MANY_DIGITS else sys.maxsize
         return request
 
 

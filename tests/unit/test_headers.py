@@ -1,13 +1,17 @@
 """The contract's table of request headers, and the ids that every response carries back."""
 
-from uuid import UUID
+import os
+import random
+import threading
+from collections.abc import Callable
+from uuid import RFC_4122, UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.protocol.context import RequestValues
-from service.protocol.headers import HeaderReader, RawHeaders, is_forwardable, response_headers
+from service.protocol.headers import HeaderReader, RawHeaders, RequestHeaders, is_forwardable, response_headers
 from service.protocol.models import Refusal
 
 REQUEST_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Request-Id"
@@ -241,3 +245,241 @@ def outcome_of(headers: list[tuple[bytes, bytes]]) -> RequestValues | Refusal:
         return read_headers(headers)
     except Refusal as refusal:
         return refusal
+
+
+# What is read besides, in the same pass
+
+
+PROPAGATED = ("traceparent", "tracestate", "baggage")
+
+
+def request_of(*headers: tuple[bytes, bytes]) -> RequestHeaders:
+    return HeaderReader(PROPAGATED).read(headers)
+
+
+@pytest.mark.parametrize(
+    ("value", "length"),
+    [
+        (b"0", 0),
+        (b"12", 12),
+        (b"007", 7),
+        (b"9" * 100, int("9" * 100)),
+        (b"", None),
+        (b"-1", None),
+        (b"+1", None),
+        (b" 1", None),
+        (b"1 ", None),
+        (b"1_000", None),
+        (b"1.0", None),
+        (b"0x10", None),
+        (b"5, 5", None),
+        (b"one", None),
+        (b"\xb2", None),
+        ("\u0663".encode(), None),
+        (b"\xd9\xa3", None),
+    ],
+)
+def test_the_content_length_is_a_number_of_ascii_digits(value: bytes, length: int | None) -> None:
+    assert request_of((b"content-length", value)).content_length == length
+
+
+@pytest.mark.parametrize("digits", [4300, 4301, 100_000])
+def test_a_content_length_beyond_all_measure_is_no_reason_to_fail(digits: int) -> None:
+    length = request_of((b"content-length", b"9" * digits)).content_length
+
+    assert length is None or length > 10**18
+
+
+def test_of_two_content_lengths_the_first_counts() -> None:
+    assert request_of((b"content-length", b"1"), (b"Content-Length", b"2")).content_length == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_host_user_agent_length_and_expectation_are_read_whatever_the_case(case: type[str]) -> None:
+    names = ("Host", "User-Agent", "Content-Length", "Expect")
+    request = request_of(
+        *zip((case(name).encode() for name in names), (b"h", b"u", b"3", b"100-continue"), strict=True)
+    )
+
+    assert (request.host, request.user_agent, request.content_length, request.expects) == ("h", "u", 3, True)
+
+
+def test_without_them_there_is_nothing() -> None:
+    request = request_of()
+
+    assert (request.host, request.user_agent, request.content_length, request.expects) == (None, None, None, False)
+    assert (request.carrier, request.refusal) == (None, None)
+
+
+def test_of_a_host_or_user_agent_that_comes_twice_the_first_that_says_something_counts() -> None:
+    request = request_of(
+        (b"host", b""), (b"host", b"first"), (b"user-agent", b"a"), (b"host", b"second"), (b"user-agent", b"b")
+    )
+
+    assert (request.host, request.user_agent) == ("first", "a")
+
+
+def test_of_a_token_or_callback_url_that_comes_twice_the_first_that_says_something_counts() -> None:
+    wat, url = IDENTITY_WAT.encode(), b"OAuth2CallbackUrl"
+    values = request_of((wat, b""), (wat, b"first"), (wat.lower(), b"second"), (url, b"here"), (url, b"there")).values
+
+    assert (values.workload_access_token, values.oauth2_callback_url) == ("first", "here")
+
+
+@pytest.mark.parametrize("name", [REQUEST_ID, SESSION_ID])
+def test_of_an_id_that_comes_twice_the_first_counts_whatever_the_second_is(name: str) -> None:
+    request = request_of((name.encode(), b"first"), (name.lower().encode(), b"second"), (name.encode(), b"not valid"))
+
+    assert request.refusal is None
+    assert "first" in (request.values.request_id, request.values.session_id)
+
+
+@pytest.mark.parametrize("name", [REQUEST_ID, SESSION_ID])
+def test_of_an_id_that_comes_twice_the_first_is_held_to_the_rule(name: str) -> None:
+    request = request_of((name.encode(), b""), (name.encode(), b"second"))
+
+    assert request.refusal is not None
+    assert "second" not in (request.values.request_id, request.values.session_id)
+
+
+def test_beside_a_bad_id_the_good_one_is_kept() -> None:
+    request = request_of((REQUEST_ID.encode(), b"a b"), (SESSION_ID.encode(), b"s"))
+    assert request.refusal is not None
+    assert request.values.session_id == "s"
+    assert UUID(request.values.request_id).version == 4
+
+    request = request_of((REQUEST_ID.encode(), b"r"), (SESSION_ID.encode(), b"a b"))
+    assert request.refusal is not None
+    assert (request.values.request_id, request.values.session_id) == ("r", None)
+
+
+def test_a_forwarded_header_that_comes_twice_is_joined_in_order() -> None:
+    values = request_of((b"X-Api", b"1"), (b"authorization", b"a"), (b"X-Api", b"2"), (b"AUTHORIZATION", b"b")).values
+
+    assert values.request_headers == {"X-Api": "1, 2", "Authorization": "a, b"}
+
+
+def test_the_headers_of_a_trace_are_carried_by_their_names_in_lower_case_and_joined() -> None:
+    request = request_of((b"TraceState", b"a=1"), (b"BAGGAGE", b"b=1"), (b"x-api", b"k"), (b"tracestate", b"c=1"))
+
+    assert request.carrier == {"tracestate": "a=1,c=1", "baggage": "b=1"}
+    assert request.values.request_headers == {"TraceState": "a=1", "BAGGAGE": "b=1", "x-api": "k", "tracestate": "c=1"}
+
+
+def test_what_is_carried_is_what_the_reader_was_told() -> None:
+    headers = [(b"traceparent", b"t"), (b"b3", b"b"), (b"x-amzn-trace-id", b"x")]
+
+    assert HeaderReader(("b3", "x-amzn-trace-id")).read(headers).carrier == {"b3": "b", "x-amzn-trace-id": "x"}
+    assert HeaderReader(()).read(headers).carrier is None
+    assert HeaderReader(("x-amzn-trace-id",)).read(headers).values.request_headers == {"traceparent": "t", "b3": "b"}
+
+
+def told(request: RequestHeaders) -> tuple[object, ...]:
+    values = request.values
+    return (
+        values.session_id,
+        values.workload_access_token,
+        values.oauth2_callback_url,
+        values.request_headers,
+        request.refusal and request.refusal.details,
+        request.carrier,
+        request.host,
+        request.user_agent,
+        request.content_length,
+        request.expects,
+    )
+
+
+seen_names = known_names | st.sampled_from(
+    [b"Host", b"content-length", b"User-Agent", b"expect", b"baggage", b"BAGGAGE"]
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.lists(st.tuples(seen_names | st.binary(max_size=8), st.binary(max_size=8)), max_size=8)))
+def test_a_reader_remembers_names_and_nothing_of_a_request(requests: list[list[tuple[bytes, bytes]]]) -> None:
+    reader = HeaderReader(PROPAGATED)
+
+    for headers in [*requests, *requests]:
+        assert told(reader.read(headers)) == told(HeaderReader(PROPAGATED).read(headers))
+
+
+def test_the_names_that_are_remembered_have_a_bound_and_those_beyond_are_read_all_the_same() -> None:
+    reader = HeaderReader(PROPAGATED)
+    for number in range(5000):
+        name = b"x-%d" % number
+        request = reader.read([(name, b"v"), (b"cookie", b"c")])
+        assert request.values.request_headers == {name.decode(): "v"}
+
+    assert len(reader._names) <= 1000
+    request = reader.read([(SESSION_ID.encode(), b"s"), (b"Baggage", b"b=1"), (b"COOKIE", b"c")])
+    assert (request.values.session_id, request.carrier) == ("s", {"baggage": "b=1"})
+    assert request.values.request_headers == {"Baggage": "b=1"}
+
+
+# Fresh ids
+
+
+def fresh_ids(count: int) -> list[str]:
+    reader = HeaderReader(())
+    return [str(reader.read(()).values.request_id) for _ in range(count)]
+
+
+def test_fresh_ids_are_uuids_of_version_4_in_their_usual_form() -> None:
+    ids = fresh_ids(2000)
+
+    for each in ids:
+        assert str(UUID(each)) == each
+        assert (UUID(each).version, UUID(each).variant) == (4, RFC_4122)
+    digits = [{each[place] for each in ids} for place in range(36)]
+    assert {len(digits[place]) for place in range(36)} == {1, 4, 16}
+    assert [place for place in range(36) if len(digits[place]) == 1] == [8, 13, 14, 18, 23]
+    assert digits[19] == set("89ab")
+
+
+def test_fresh_ids_do_not_follow_from_the_programs_own_random_numbers() -> None:
+    drawn = []
+    for _ in range(2):
+        random.seed(1)
+        drawn += fresh_ids(10)
+
+    assert len(set(drawn)) == 20
+
+
+def test_fresh_ids_of_threads_are_distinct() -> None:
+    drawn: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def draw() -> None:
+        barrier.wait(10)
+        drawn.extend(fresh_ids(1000))
+
+    threads = [threading.Thread(target=draw) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    assert len(set(drawn)) == len(drawn) == 8000
+
+
+def in_a_child(work: Callable[[], list[str]]) -> list[str]:
+    """What a function gives in a process that is forked off."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(writing, "\n".join(work()).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        lines = pipe.read().splitlines()
+    os.waitpid(child, 0)
+    return lines
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # a child that only draws numbers is safe
+def test_fresh_ids_of_forked_processes_are_distinct() -> None:
+    fresh_ids(1)
+
+    drawn = [each for _ in range(3) for each in in_a_child(lambda: fresh_ids(100))] + fresh_ids(100)
+
+    assert len(set(drawn)) == len(drawn) == 400

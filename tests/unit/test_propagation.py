@@ -1,10 +1,13 @@
 """Trace context and baggage that come with a request: what is taken, and that nonsense is ignored without a fuss."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import quote
 
 import pytest
 from opentelemetry import baggage, trace
+from opentelemetry import context as otel_context
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.propagate import get_global_textmap
@@ -176,3 +179,82 @@ def test_a_propagator_reads_its_own_headers_alone() -> None:
 
     assert baggage.get_all(extract_context(carrier, TraceContextTextMapPropagator())) == {}
     assert not parent(extract_context(carrier, W3CBaggagePropagator())).is_valid
+
+
+# A span of the host program's own
+
+
+HOST_SPAN = trace.SpanContext(0x11111111111111111111111111111111, 0x2222222222222222, is_remote=False)
+
+
+@contextmanager
+def current(context: Context) -> Iterator[None]:
+    token = otel_context.attach(context)
+    yield
+    otel_context.detach(token)
+
+
+def under_the_hosts(span: trace.SpanContext, **members: str) -> Context:
+    context = trace.set_span_in_context(trace.NonRecordingSpan(span), Context())
+    for name, value in members.items():
+        context = baggage.set_baggage(name, value, context)
+    return context
+
+
+def test_a_span_that_is_current_is_the_parent_and_the_headers_bring_baggage_alone() -> None:
+    with current(under_the_hosts(HOST_SPAN)):
+        context = context_of(("traceparent", TRACEPARENT), ("tracestate", "a=1"), ("baggage", "tenant=one"))
+
+    assert parent(context) == HOST_SPAN
+    assert parent(context).trace_state == {}
+    assert baggage.get_all(context) == {"tenant": "one"}
+
+
+def test_the_span_itself_stays_current_and_not_a_copy_of_its_ids() -> None:
+    span = trace.NonRecordingSpan(HOST_SPAN)
+    with current(trace.set_span_in_context(span, Context())):
+        assert trace.get_current_span(context_of(("traceparent", TRACEPARENT))) is span
+        assert trace.get_current_span(context_of(("baggage", "tenant=one"))) is span
+        assert trace.get_current_span(context_of()) is span
+
+
+def test_without_headers_the_current_context_is_the_parent_as_it_is() -> None:
+    here = under_the_hosts(HOST_SPAN, tenant="two")
+    with current(here):
+        assert context_of(("authorization", "Bearer secret")) is here
+
+
+def test_a_span_that_is_current_but_not_valid_is_no_parent() -> None:
+    with current(under_the_hosts(trace.INVALID_SPAN_CONTEXT)):
+        context = context_of(("traceparent", TRACEPARENT))
+
+    assert trace.format_trace_id(parent(context).trace_id) == TRACE_ID
+
+
+def test_what_the_host_has_read_from_baggage_stays_where_the_headers_bring_none() -> None:
+    with current(under_the_hosts(HOST_SPAN, tenant="two")):
+        assert baggage.get_all(context_of(("traceparent", TRACEPARENT))) == {"tenant": "two"}
+        assert baggage.get_all(context_of(("baggage", "nonsense"))) == {"tenant": "two"}
+        assert baggage.get_all(context_of(("baggage", "tenant=one"))) == {"tenant": "one"}
+
+
+def test_the_routing_experiment_is_found_in_what_the_host_has_read_too() -> None:
+    with current(under_the_hosts(HOST_SPAN, **{ARN: "an-arn"})):
+        assert experiment_attributes(context_of()) == {ARN: "an-arn"}
+
+
+def test_other_values_of_the_current_context_are_kept() -> None:
+    with current(otel_context.set_value("suppressed", "yes", under_the_hosts(HOST_SPAN))):
+        context = context_of(("traceparent", TRACEPARENT), ("baggage", "tenant=one"))
+
+    assert otel_context.get_value("suppressed", context) == "yes"
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_carrier_is_left_as_it_came(parts: int) -> None:
+    carrier = {"traceparent": TRACEPARENT, "baggage": "nonsense", "tracestate": ",".join(["UPPER=1"] * parts)}
+    before = dict(carrier)
+
+    extract_context(carrier, get_global_textmap())
+
+    assert carrier == before

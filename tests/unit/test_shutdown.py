@@ -1,0 +1,426 @@
+"""The end of a service from inside: when the server is told, in which order work is cancelled, what is counted."""
+
+import asyncio
+import logging
+import re
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from starlette.responses import StreamingResponse
+
+from service import BedrockAgentCoreApp
+from tests.unit.conftest import REQUEST_ID, SESSION_ID, LogLines
+
+PATIENCE = 10.0
+
+
+@pytest.fixture(autouse=True)
+def root_logger_has_a_handler() -> Iterator[None]:
+    """The host program has set up logging, so the service leaves it alone."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    yield
+    logging.getLogger().removeHandler(handler)
+
+
+@pytest.fixture
+def grace(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    def set_grace(seconds: float) -> None:
+        monkeypatch.setenv("AGENTCORE_SHUTDOWN_GRACE_SECONDS", str(seconds))
+
+    return set_grace
+
+
+@asynccontextmanager
+async def living(app: BedrockAgentCoreApp) -> AsyncIterator[list[int]]:
+    """An application that lives in a server which takes note of each time that it is told to end, and no more."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        async with app.lifespan():
+            yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def invoke(app: BedrockAgentCoreApp, session: str, payload: object = "wait") -> httpx.Response:
+    headers = {SESSION_ID: session, REQUEST_ID: f"of-{session}"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://agent") as client:
+        return await client.post("/invocations", json=payload, headers=headers)
+
+
+async def begin(app: BedrockAgentCoreApp, session: str, payload: object = "wait") -> "asyncio.Task[httpx.Response]":
+    """Invoke, and come back once the invocation is being served."""
+    before = len(app.agent.running)
+    call = asyncio.create_task(invoke(app, session, payload))
+    await eventually(lambda: len(app.agent.running) > before)
+    return call
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def terminate() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def app_of(handler: Callable[[Any], Any]) -> BedrockAgentCoreApp:
+    app = BedrockAgentCoreApp()
+    app.entrypoint(handler)
+    return app
+
+
+async def waits(payload: Any) -> None:
+    await asyncio.Event().wait()
+
+
+def count(app: BedrockAgentCoreApp, sample: str) -> float:
+    body, _ = app.agent.telemetry.metrics.expose("")
+    found = re.search(rf"^{re.escape(sample)} (\S+)$", body.decode(), re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def test_a_server_in_which_nothing_runs_is_told_at_once() -> None:
+    async def main() -> None:
+        async with living(app_of(waits)) as told:
+            terminate()
+            await asyncio.sleep(0.02)
+            assert told == [signal.SIGTERM]
+
+    asyncio.run(main())
+
+
+def test_the_server_is_told_when_the_last_work_is_done() -> None:
+    release, app = threading.Event(), BedrockAgentCoreApp()
+
+    @app.entrypoint
+    def handler(payload: Any) -> str:
+        release.wait(PATIENCE)
+        return "done"
+
+    async def main() -> None:
+        async with living(app) as told:
+            call = await begin(app, "one")
+            task_id = app.add_async_task("by hand")
+            terminate()
+            await asyncio.sleep(0.2)
+            assert told == []
+            release.set()
+            assert (await call).json() == "done"
+            await asyncio.sleep(0.2)
+            assert told == []
+            app.complete_async_task(task_id)
+            await eventually(lambda: told == [signal.SIGTERM])
+
+    asyncio.run(main())
+
+
+def test_work_that_running_work_begins_is_waited_for_as_well() -> None:
+    app, proceed = BedrockAgentCoreApp(), threading.Event()
+    done = False
+
+    @app.async_task
+    async def research() -> None:
+        nonlocal done
+        await asyncio.sleep(0.3)
+        done = True
+
+    @app.entrypoint
+    async def handler(payload: Any) -> None:
+        await asyncio.to_thread(proceed.wait, PATIENCE)
+        asyncio.create_task(research())  # noqa: RUF006 - the service keeps it
+
+    async def main() -> None:
+        async with living(app) as told:
+            call = await begin(app, "one")
+            terminate()
+            proceed.set()
+            assert (await call).status_code == 200
+            assert told == []
+            await eventually(lambda: told)
+            assert done
+
+    asyncio.run(main())
+
+
+def test_what_is_cancelled_lost_and_refused_is_counted(grace: Callable[[float], None]) -> None:
+    grace(0.3)
+    app = BedrockAgentCoreApp()
+
+    @app.async_task
+    async def research() -> None:
+        await asyncio.Event().wait()
+
+    async def stream() -> AsyncIterator[int]:
+        yield 0
+        await asyncio.Event().wait()
+
+    @app.entrypoint
+    async def handler(payload: str) -> Any:
+        if payload == "stream":
+            return stream()
+        if payload == "research":
+            asyncio.create_task(research())  # noqa: RUF006 - the service keeps it
+            await asyncio.sleep(0)
+            return None
+        return await waits(payload)
+
+    async def main() -> None:
+        async with living(app) as told:
+            calls = [await begin(app, "unary", "wait"), await begin(app, "stream", "stream")]
+            await invoke(app, "task", "research")
+            app.add_async_task("by hand")
+            terminate()
+            refused = await invoke(app, "late", "wait")
+            assert refused.status_code == 503
+            assert [(await call).status_code for call in calls] == [503, 200]
+            await eventually(lambda: told)
+
+    asyncio.run(main())
+    assert count(app, 'agentcore_invocations_total{mode="unary",outcome="timeout"}') == 1
+    assert count(app, 'agentcore_invocations_total{mode="stream",outcome="timeout"}') == 1
+    assert count(app, 'agentcore_invocations_total{mode="unary",outcome="rejected"}') == 1
+    assert count(app, 'agentcore_async_tasks_total{name="research",outcome="lost"}') == 1
+    assert count(app, 'agentcore_async_tasks_total{name="by hand",outcome="lost"}') == 1
+    assert count(app, 'agentcore_async_tasks_total{name="research",outcome="failed"}') == 0
+    assert count(app, "agentcore_invocations_in_progress") == count(app, "agentcore_active_tasks") == 0
+
+
+def test_the_oldest_work_is_cancelled_first(grace: Callable[[float], None], log: LogLines) -> None:
+    grace(0)
+    app = app_of(waits)
+
+    async def main() -> None:
+        async with living(app) as told:
+            for number in range(3):
+                await begin(app, f"{number}")
+                app.add_async_task(f"task {number}")
+            terminate()
+            await eventually(lambda: told)
+
+    asyncio.run(main())
+    found = re.findall(r"The (.+) was still running", "\n".join(line["message"] for line in log.lines))
+    assert found == [
+        name
+        for number in range(3)
+        for name in (f"invocation of session {number}", f"task task {number} of session None")
+    ]
+
+
+def test_each_has_said_its_last_word_before_the_next_is_cancelled(
+    grace: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing else is to be waited for, as on the loop that accepts requests."""
+    grace(0)
+    monkeypatch.setenv("AGENTCORE_HANDLER_ISOLATION", "inline")
+    order: list[str] = []
+
+    async def handler(payload: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            order.append(f"{payload} has heard")
+
+    app = app_of(handler)
+
+    class Order(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if found := re.match(r"The invocation of session (\w+) was still running", record.getMessage()):
+                order.append(f"{found[1]} is told")
+
+    async def main() -> None:
+        async with living(app) as told:
+            for session in ("one", "two", "three"):
+                await begin(app, session, session)
+            terminate()
+            await eventually(lambda: told)
+
+    logger, watching = logging.getLogger("service"), Order()
+    logger.addHandler(watching)
+    asyncio.run(main())
+    logger.removeHandler(watching)
+    assert order == [f"{session} {what}" for session in ("one", "two", "three") for what in ("is told", "has heard")]
+
+
+def test_a_second_signal_ends_the_grace() -> None:
+    app = app_of(waits)
+
+    async def main() -> None:
+        async with living(app) as told:
+            call = await begin(app, "one")
+            terminate()
+            await asyncio.sleep(0.2)
+            assert told == []
+            terminate()
+            assert (await call).status_code == 503
+            await eventually(lambda: told == [signal.SIGTERM])
+
+    asyncio.run(main())
+
+
+def test_the_server_hears_of_every_signal_that_comes_after_the_grace() -> None:
+    async def main() -> None:
+        async with living(app_of(waits)) as told:
+            for times in (1, 2, 3):
+                terminate()
+                await eventually(lambda times=times: len(told) == times)  # type: ignore[misc]
+
+    asyncio.run(main())
+
+
+def test_ready_says_no_from_the_signal_on_and_yes_when_the_service_begins_anew() -> None:
+    app = app_of(waits)
+
+    async def ready() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://agent") as client:
+            return (await client.get("/ready")).status_code
+
+    async def main() -> list[int]:
+        async with living(app):
+            found = [await ready()]
+            terminate()
+            found.append(await ready())
+        async with living(app):
+            found.append(await ready())
+        return found
+
+    assert asyncio.run(main()) == [200, 503, 200]
+
+
+def test_the_servers_handlers_are_as_before_when_the_service_has_ended() -> None:
+    def handler(number: int, frame: object) -> None: ...
+
+    async def main() -> None:
+        async with app_of(waits).lifespan():
+            assert signal.getsignal(signal.SIGTERM) is not handler
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        asyncio.run(main())
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("disposition", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_signal_that_no_server_has_asked_for_is_left_alone(disposition: signal.Handlers) -> None:
+    async def main() -> None:
+        async with app_of(waits).lifespan():
+            assert signal.getsignal(signal.SIGTERM) is disposition
+
+    before = signal.signal(signal.SIGTERM, disposition)
+    try:
+        asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("configured", "in_force"), [(None, 5), (60, 60), (1, 1)])
+def test_uvicorn_waits_five_seconds_for_its_clients_unless_told_otherwise(
+    configured: int | None, in_force: int
+) -> None:
+    app = app_of(waits)
+    server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=configured, log_config=None))
+
+    async def main() -> None:
+        async with app.lifespan():
+            terminate()
+            await eventually(lambda: server.should_exit)
+
+    before = signal.signal(signal.SIGTERM, server.handle_exit)
+    try:
+        asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert server.config.timeout_graceful_shutdown == in_force
+
+
+def test_a_task_that_is_left_when_the_service_ends_without_a_signal_is_lost_and_named(log: LogLines) -> None:
+    app = app_of(waits)
+
+    async def main() -> None:
+        async with app.lifespan():
+            app.add_async_task("by hand", {"ticket": 7})
+
+    asyncio.run(main())
+    (line,) = [line for line in log.lines if "was still running at shutdown" in line["message"]]
+    assert line["message"].startswith("The task by hand of session None")
+    assert line["message"].endswith("{'ticket': 7}")
+    assert count(app, 'agentcore_async_tasks_total{name="by hand",outcome="lost"}') == 1
+
+
+def test_a_task_that_was_lost_cannot_be_completed_any_more(log: LogLines) -> None:
+    app = app_of(waits)
+
+    async def main() -> int:
+        async with app.lifespan():
+            return app.add_async_task("by hand")
+
+    assert app.complete_async_task(asyncio.run(main())) is False
+    assert count(app, 'agentcore_async_tasks_total{name="by hand",outcome="completed"}') == 0
+
+
+@pytest.mark.parametrize("seconds", ["-1", "soon", "nan"])
+def test_a_grace_that_makes_no_sense_is_an_error_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, seconds: str
+) -> None:
+    monkeypatch.setenv("AGENTCORE_SHUTDOWN_GRACE_SECONDS", seconds)
+    with pytest.raises(ValueError, match="AGENTCORE_SHUTDOWN_GRACE_SECONDS"):
+        BedrockAgentCoreApp()
+
+
+def test_a_response_of_the_authors_own_is_cut_off_and_not_made_to_look_complete(grace: Callable[[float], None]) -> None:
+    grace(0.2)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"begun"
+        await asyncio.Event().wait()
+
+    async def handler(payload: Any) -> Any:
+        return StreamingResponse(body())
+
+    app = app_of(handler)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        async with living(app):
+            body = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
+
+            async def receive() -> Any:
+                if (message := next(body, None)) is None:
+                    await asyncio.Event().wait()
+                return message
+
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/invocations",
+                "raw_path": b"/invocations",
+                "root_path": "",
+                "query_string": b"",
+                "headers": [(b"host", b"agent")],
+                "http_version": "1.1",
+                "scheme": "http",
+                "server": ("agent", 80),
+                "client": ("client", 1),
+            }
+            call = asyncio.create_task(app(scope, receive, send))
+            await eventually(lambda: len(sent) == 2)
+            terminate()
+            await call
+
+    asyncio.run(main())
+    assert [message.get("more_body") for message in sent] == [None, True]
+    assert count(app, 'agentcore_invocations_total{mode="unary",outcome="timeout"}') == 1
