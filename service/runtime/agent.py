@@ -98,7 +98,7 @@ class Agent:
     @property
     def work(self) -> "list[Running | ActiveTask]":
         """What runs now: invocations, streams and WebSocket conversations, and background tasks; the oldest first."""
-        return [*sorted(self.running, key=lambda running: running.began), *self.tasks.running()]
+        return sorted([*self.running, *self.tasks.running()], key=lambda work: work.began)
 
     def describe_work(self) -> str:
         """What runs now, in the log's words."""

@@ -28,7 +28,7 @@ class ActiveTask(msgspec.Struct, frozen=True):
 
     name: str
     metadata: Mapping[str, Any] | None
-    started: float
+    began: float
     """On the monotonic clock, in seconds."""
     record: TaskRecord
     values: RequestValues
@@ -41,7 +41,7 @@ class ActiveTask(msgspec.Struct, frozen=True):
     @property
     def age(self) -> float:
         """Seconds since it began."""
-        return time.monotonic() - self.started
+        return time.monotonic() - self.began
 
     def expire(self) -> None:
         """Count it as lost and cancel it: the service's time to shut down is over."""
