@@ -21,7 +21,7 @@ from service.protocol.context import current_request
 from service.protocol.settings import Settings
 from service.responses import as_responder
 from service.runtime.agent import Agent
-from service.shutdown import Shutdown
+from service.shutdown import Shutdown, leave_behind
 from service.version import __version__
 from telemetry.logs import configure_logging, reform_server_lines, uvicorn_unconfigured
 
@@ -133,6 +133,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
             finally:
                 self.agent.shutting_down = True
                 await shutdown.finish()
+                await leave_behind()
                 await asyncio.to_thread(self.agent.stop)
 
 

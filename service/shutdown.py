@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ LOOK_SECONDS = 0.05
 
 SERVER_SECONDS = 5.0
 """How long the server may take to close connections whose work is done: a client may not read its last answer."""
+
+LEAVE_SECONDS = 1.0
+"""How long inline work that was cancelled may still take to end once the server has closed its connections."""
 
 SignalHandler = Callable[[int, FrameType | None], Any]
 
@@ -101,12 +105,24 @@ class Shutdown:
         for work in agent.work:
             work.expire()
             await asyncio.sleep(0)  # one by one: each can say its last word before the next is cancelled
-        _limit_waiting(server)
+        _limit_waiting(server, SERVER_SECONDS if self._hurry else max(deadline - monotonic(), 0) + SERVER_SECONDS)
         server(number, None)
 
 
-def _limit_waiting(server: SignalHandler) -> None:
+def _limit_waiting(server: SignalHandler, seconds: float) -> None:
     """Keep uvicorn from waiting for ever for a client that does not read its last answer."""
     config = getattr(getattr(server, "__self__", None), "config", None)
     if config is not None and getattr(config, "timeout_graceful_shutdown", 0) is None:
-        config.timeout_graceful_shutdown = int(SERVER_SECONDS)
+        config.timeout_graceful_shutdown = math.ceil(seconds)
+
+
+async def leave_behind() -> None:
+    """Have the server's loop not wait for tasks that do not let themselves be cancelled, as it would for ever."""
+    cancelled = {task for task in asyncio.all_tasks() if task.cancelling()}
+    if not cancelled:
+        return
+    _, stuck = await asyncio.wait(cancelled, timeout=LEAVE_SECONDS)
+    for task in stuck:
+        logger.warning("A task did not end when it was cancelled, and is left behind: %r", task)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - as asyncio.gather() does
+        asyncio._unregister_task(task)  # noqa: SLF001 - documented, for those who extend asyncio

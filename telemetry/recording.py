@@ -19,6 +19,7 @@ Scope = Mapping[str, Any]
 
 _SERVER_ERROR = 500
 _CLIENT_ERROR = 400
+_OK = 200
 
 
 class Telemetry:
@@ -201,6 +202,9 @@ class InvocationRecord(_ServerRecord):
             self._note("agentcore.stream.outcome", _STREAM_OUTCOMES.get(outcome, "error"))
         seconds = perf_counter() - self._began
         self._telemetry.metrics.invocations.end(self.mode, outcome, seconds, _trace_id_of(self._span))
+        if self.expired and self.error is None and self.status == _OK and self._span.is_recording():
+            self._note("error.type", "timeout")  # the status was sent before it was known how this would end
+            self._span.set_status(Status(StatusCode.ERROR, "timeout"))
         self._close(self.status)
 
     def _outcome(self) -> Outcome:

@@ -1,7 +1,9 @@
 """The loops that async handlers run on: one in a thread of its own, or the one that accepts requests."""
 
 import asyncio
+import concurrent.futures
 import logging
+import os
 import selectors
 import sys
 import threading
@@ -13,6 +15,7 @@ from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 from service.runtime.mailbox import Mailbox, post
+from service.runtime.threads import ThreadPool
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +124,48 @@ class _TurnSelector(selectors.DefaultSelector):
         return events
 
 
+class _EventLoop(asyncio.SelectorEventLoop):
+    """Gives what handlers leave to ``asyncio.to_thread()`` to daemon threads: the interpreter waits for all others.
+
+    Args:
+        selector: Waits for the loop's files.
+        name: What its threads' names begin with.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector, name: str) -> None:
+        super().__init__(selector)
+        self._threads = ThreadPool(min(32, (os.cpu_count() or 1) + 4), f"{name}-thread")
+        self._own_executor = False
+
+    def set_default_executor(self, executor: Any) -> None:
+        """Have another executor instead."""
+        self._own_executor = True
+        super().set_default_executor(executor)
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":  # type: ignore[override]
+        """Call a function in a thread."""
+        if executor is not None or self._own_executor:
+            return super().run_in_executor(executor, func, *args)
+        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def call() -> None:
+            if outcome.set_running_or_notify_cancel():
+                try:
+                    result = func(*args)
+                except BaseException as error:
+                    outcome.set_exception(error)
+                else:
+                    outcome.set_result(result)
+
+        self._threads.submit(call)
+        return asyncio.wrap_future(outcome, loop=self)
+
+    def close(self) -> None:
+        """End the threads as well."""
+        super().close()
+        self._threads.stop()
+
+
 class WorkerLoop:
     """An event loop in a thread of its own, on which async handlers run.
 
@@ -140,13 +185,14 @@ class WorkerLoop:
         self._waker: asyncio.AbstractEventLoop | None = None
         self._tasks: dict[asyncio.Task[Any], tuple[str, Context]] = {}
         self._selector = _TurnSelector(self._has_mail, self._deliver_soon)
-        self._loop = asyncio.SelectorEventLoop(self._selector)
+        self._loop = _EventLoop(self._selector, name)
         self._loop.set_task_factory(self._make_task)  # type: ignore[arg-type]  # typeshed wants a generic function
         self.held_since = 0.0
         """The beginning of the turn in which the watchdog found the loop held, in monotonic seconds; else 0."""
         self.idle_since = monotonic()
         """When something last ran here."""
         self.stopped = False
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -160,6 +206,7 @@ class WorkerLoop:
             else:
                 break
         self._loop.close()
+        self._ended.set()
 
     @property
     def load(self) -> int:
@@ -279,25 +326,30 @@ class WorkerLoop:
         self.stopped = True
         self.call(self._begin_to_stop)
         # A loop that is held does not hear of it. Its thread is a daemon and ends with the process.
-        self._thread.join(0.1 if self.held_since else STOP_SECONDS + 1)
-        if self._thread.is_alive():
+        if not self._ended.wait(0.1 if self.held_since else STOP_SECONDS + 1):
             logger.warning("%s is still held by a handler that blocks it, and is left behind", self.name)
 
     def _begin_to_stop(self) -> None:
         self._loop.create_task(self._wind_down())
 
     async def _wind_down(self) -> None:
+        stuck: set[asyncio.Task[Any]] = set()
         try:
             left = asyncio.all_tasks() - {asyncio.current_task()}
             for task in left:
-                task.cancel()
+                if not task.cancelling():  # who has been told already is tidying up
+                    task.cancel()
             if left:
                 _, stuck = await asyncio.wait(left, timeout=STOP_SECONDS)
                 for task in stuck:
                     logger.warning("A task did not end when it was cancelled: %r", task)
-            await self._loop.shutdown_asyncgens()
+            if not stuck:
+                await self._loop.shutdown_asyncgens()
         finally:
-            self._loop.stop()
+            if stuck:  # asyncio complains of tasks that end with their loop: it goes on until the process ends
+                self._ended.set()
+            else:
+                self._loop.stop()
 
     def _wake(self) -> None:
         self._selector.waiting = False

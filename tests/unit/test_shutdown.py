@@ -326,8 +326,9 @@ def test_a_signal_that_no_server_has_asked_for_is_left_alone(disposition: signal
 
 @pytest.mark.parametrize(("configured", "in_force"), [(None, 5), (60, 60), (1, 1)])
 def test_uvicorn_waits_five_seconds_for_its_clients_unless_told_otherwise(
-    configured: int | None, in_force: int
+    grace: Callable[[float], None], configured: int | None, in_force: int
 ) -> None:
+    grace(0)
     app = app_of(waits)
     server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=configured, log_config=None))
 
