@@ -527,7 +527,7 @@ def test_one_value_says_how_long_a_pod_may_take_to_end(grace: int, pre_stop: int
     hook = manifests.agent.get("lifecycle", {}).get("preStop", {"exec": {"command": ["sleep", "0"]}})
     program, seconds = hook["exec"]["command"]
     assert (program, int(seconds)) == ("sleep", pre_stop)
-    assert manifests.pod["terminationGracePeriodSeconds"] == pre_stop + server.shutdown_grace_seconds + 10
+    assert manifests.pod["terminationGracePeriodSeconds"] == pre_stop + server.shutdown_grace_seconds + 20
 
 
 def test_every_setting_of_the_server_is_a_value_and_reaches_it() -> None:
@@ -622,7 +622,7 @@ def test_the_start_command_serves_the_mounted_source(source: dict[str, Any], tmp
         (installed / package).symlink_to(ROOT / package)
     port = free_port()
     # The image has the service installed, and the command starts where the source is mounted.
-    start = 'cd "$1" && PYTHONPATH="$2" exec "$3" run --host 127.0.0.1 --port "$4"'
+    start = 'cd "$1" && PYTHONPATH="$1:$2" exec "$3" run --host 127.0.0.1 --port "$4"'
     command = ["sh", "-c", start, "sh", directory, installed, Path(sys.executable).with_name("litestar"), port]
     with run([str(argument) for argument in command], port) as agent, agent.client() as client:
         answer = client.post("/invocations", json={"prompt": "hello"})
@@ -963,7 +963,7 @@ def test_the_notes_lead_to_the_first_invocation() -> None:
     assert "curl http://agent.example.com/invocations" in notes(INGRESS)
     assert "curl https://agent.example.com/invocations" in notes(example("affinity-ingress-nginx"))
     assert "rollout status" in notes(set_values("helmTest.enabled=false"))
-    assert "may take up to 14415 seconds" in notes(set_values("shutdown.graceSeconds=14400"))
+    assert "may take up to 14425 seconds" in notes(set_values("shutdown.graceSeconds=14400"))
 
 
 def test_the_readme_speaks_of_values_that_exist() -> None:
