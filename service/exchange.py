@@ -118,7 +118,7 @@ class InvocationExchange:
         agent = self._agent
         if request.refusal is not None:
             raise request.refusal
-        if agent.shutting_down:
+        if agent.refuses_work:
             raise Refusal(503, "The service is shutting down")
         body = await _read_body(request, scope, receive, agent.settings.max_body_bytes)
         if body is None:

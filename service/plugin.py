@@ -135,6 +135,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
                 await shutdown.finish()
                 await leave_behind()
                 await asyncio.to_thread(self.agent.stop)
+                self.agent.refuses_work = False  # who calls the application without a lifespan is welcome again
 
 
 def _request_ids() -> tuple[str | None, str | None]:

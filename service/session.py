@@ -55,7 +55,7 @@ class WebSocketSession:
         if request.refusal is not None:
             await self._refuse(values, request.refusal)
             return
-        if agent.shutting_down:
+        if agent.refuses_work:
             await self._refuse(values, Refusal(503, "The service is shutting down"))
             return
         parent, experiment = telemetry.parent_of(request.carrier)

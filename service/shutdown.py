@@ -79,7 +79,7 @@ class Shutdown:
     def _take(self, loop: asyncio.AbstractEventLoop, number: int, server: SignalHandler) -> None:
         if self._agent.shutting_down:
             self._hurry = True
-        self._agent.shutting_down = True
+        self._agent.shutting_down = self._agent.refuses_work = True
         if self._draining is None or self._draining.done():
             loop.call_soon_threadsafe(self._begin, loop, number, server)
 

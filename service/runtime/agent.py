@@ -60,6 +60,9 @@ class Agent:
         self.websocket_handler: WebSocketHandler | None = None
         self.running: set[Running] = set()
         self.shutting_down = False
+        """What ``/ready`` tells."""
+        self.refuses_work = False
+        """Whether new work is refused: a signal has told the process to end, and the server still listens."""
 
     def register_entrypoint(self, function: HandlerFunction) -> Handler:
         """Serve this function's answers at ``/invocations`` from now on.
@@ -107,7 +110,7 @@ class Agent:
 
     def start(self) -> None:
         """Be ready for requests, again if need be."""
-        self.shutting_down = False
+        self.shutting_down = self.refuses_work = False
         self.telemetry.tracer()
 
     def stop(self) -> None:
