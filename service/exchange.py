@@ -10,9 +10,9 @@ from litestar.types import Empty, Message, Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
 from service.errors import author_exception_handler, headers_of, status_of
-from service.protocol.context import RequestContext, RequestValues, current_request, enter_request
+from service.protocol.context import RequestValues, current_request, enter_request
 from service.protocol.headers import RequestHeaders, response_headers
-from service.protocol.models import ErrorAnswer, PingStatus, Refusal, StreamError
+from service.protocol.models import ErrorAnswer, PingStatus, Refusal, StreamError, shutting_down
 from service.protocol.serialization import decode_body, encode, encode_events
 from service.responses import as_responder
 from service.runtime.agent import Agent
@@ -119,7 +119,7 @@ class InvocationExchange:
         if request.refusal is not None:
             raise request.refusal
         if agent.refuses_work:
-            raise Refusal(503, "The service is shutting down")
+            raise shutting_down()
         body = await _read_body(request, scope, receive, agent.settings.max_body_bytes)
         if body is None:
             answer.record.left = True
@@ -133,7 +133,9 @@ class InvocationExchange:
             decode_body(body)
             raise Refusal(500, "No entrypoint defined")
         payload = decode_body(body) if handler.decode is None else body
-        context = _context_of(request.values, scope) if handler.context is not None else None
+        context = None
+        if handler.context is not None:
+            context = request.values.context(scope["litestar_app"].request_class(scope))
         home = self._home_of(asyncio.get_running_loop())
         outcome = await self._outcome(handler, payload, context, home, receive, answer)
         if isinstance(outcome, bytes):
@@ -180,7 +182,7 @@ class InvocationExchange:
         """Tell a client whose invocation was cancelled because the service ends, where that still can be told."""
         answer.record.expired = True
         if not answer.started:
-            refusal = Refusal(503, "The service is shutting down")
+            refusal = shutting_down()
             await answer.value(encode(refusal.answer), refusal.status, [_CLOSE])
 
     async def _debug_action(self, body: bytes) -> bytes | None:
@@ -253,15 +255,6 @@ class InvocationExchange:
         if answer.started:
             raise RuntimeError("the handler's response failed after it had begun") from failure.error
         await answer.value(encode(ErrorAnswer(message_of(failure.error))), 500)
-
-
-def _context_of(values: RequestValues, scope: Scope) -> RequestContext:
-    return RequestContext(
-        session_id=values.session_id,
-        request_id=values.request_id or "",
-        request_headers=values.request_headers,
-        request=scope["litestar_app"].request_class(scope),
-    )
 
 
 async def _read_body(request: RequestHeaders, scope: Scope, receive: Receive, limit: int) -> bytes | None:
@@ -458,6 +451,6 @@ class _Answer(Running):
     async def _end_expired_stream(self) -> None:
         """End a stream cleanly, with one last event that says why: the service ends, and has waited long enough."""
         self.resume()
-        event = encode_events([encode(StreamError("The service is shutting down", "ShuttingDown"))])
+        event = encode_events([encode(StreamError(shutting_down().error, "ShuttingDown"))])
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -8,9 +8,9 @@ from litestar import WebSocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
 
-from service.protocol.context import RequestContext, RequestValues, current_request, enter_request
+from service.protocol.context import RequestValues, current_request, enter_request
 from service.protocol.headers import response_headers
-from service.protocol.models import Refusal
+from service.protocol.models import Refusal, shutting_down
 from service.protocol.serialization import encode
 from service.runtime.agent import Agent, WebSocketHandler
 from service.runtime.handler import name_of
@@ -56,7 +56,7 @@ class WebSocketSession:
             await self._refuse(values, request.refusal)
             return
         if agent.refuses_work:
-            await self._refuse(values, Refusal(503, "The service is shutting down"))
+            await self._refuse(values, shutting_down())
             return
         parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
@@ -100,13 +100,7 @@ class WebSocketSession:
 
     async def _run(self, handler: WebSocketHandler, values: RequestValues, receive: Receive, send: Send) -> None:
         socket: AnySocket = self._scope["litestar_app"].websocket_class(self._scope, receive, send)
-        context = RequestContext(
-            session_id=values.session_id,
-            request_id=values.request_id or "",
-            request_headers=values.request_headers,
-            request=socket,
-        )
-        await handler(socket, context)
+        await handler(socket, values.context(socket))
 
     async def _receive_message(self) -> ReceiveMessage:
         message = await self._receive()

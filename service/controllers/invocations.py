@@ -96,9 +96,11 @@ class DirectRoad:
         self._hosts: set[bytes] = set()
         self._app = app
         stack, handler, *_ = app.asgi_router.handle_routing(path=PATH, method="POST")
-        self._is_open = getattr(self._outer, "app", None) is app.asgi_router and not app.before_send
-        self._is_open = self._is_open and isinstance(stack, _Shortcut)
-        self._is_open = self._is_open and not _adds_something(cast("HTTPRouteHandler", handler), app)
+        self._is_open = (
+            getattr(self._outer, "app", None) is app.asgi_router
+            and isinstance(stack, _Shortcut)
+            and not _adds_something(cast("HTTPRouteHandler", handler), app)
+        )
         if self._is_open:
             # The same guard that stands around the router: what an exchange raises is answered as it is on any route.
             guard: Any = type(self._outer)

@@ -45,6 +45,19 @@ class RequestValues(msgspec.Struct, frozen=True, kw_only=True):
     experiment: dict[str, str] | None = None
     """Attributes for the spans of the request, from its baggage."""
 
+    def context(self, request: Any) -> RequestContext:
+        """What a handler is told.
+
+        Args:
+            request: The Litestar request, or the WebSocket.
+        """
+        return RequestContext(
+            session_id=self.session_id,
+            request_id=self.request_id or "",
+            request_headers=self.request_headers,
+            request=request,
+        )
+
 
 _NOTHING = RequestValues()
 current_request: ContextVar[RequestValues] = ContextVar("agentcore_request", default=_NOTHING)

@@ -71,3 +71,8 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
     def answer(self) -> ErrorAnswer:
         """The body to answer with."""
         return ErrorAnswer(self.error, self.details)
+
+
+def shutting_down() -> Refusal:
+    """The refusal of work that comes, or is not done, when the service ends."""
+    return Refusal(503, "The service is shutting down")
