@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from litestar.types import Empty, Message, Receive, Scope, Send
-from litestar.utils.scope.state import ScopeState
+from litestar.utils.scope.state import CONNECTION_STATE_KEY, ScopeState
 
 from service.errors import author_exception_handler, headers_of, status_of
 from service.protocol.context import RequestValues, current_request, enter_request
@@ -22,6 +22,7 @@ from service.runtime.handler import Handler
 from service.runtime.mailbox import Mailbox, mailbox_of
 from service.runtime.running import Running
 from service.runtime.streams import EventStream
+from service.sockets import gather
 from telemetry.recording import InvocationRecord
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ WATCH_AFTER_SECONDS = 1.0
 WATCH_TOGETHER_SECONDS = 0.05
 """How far apart, at least, two looks are at who has waited for that long."""
 
+_NO_STATE: dict[str, Any] = {}
 _NO_CONTENT = frozenset({204, 205, 304})
 _CLOSE = (b"connection", b"close")
 _CLOSING_STATUSES = frozenset({413, 503})
@@ -84,12 +86,13 @@ class InvocationExchange:
         parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
         record = telemetry.invocation(scope, parent, request.host, request.user_agent)
-        answer = _Answer(send, response_headers(values.request_id or "", values.session_id), headers, record, values)
+        loop = asyncio.get_running_loop()
+        answer = _Answer(send, headers, record, values, loop)
         running = agent.running
         running.add(answer)
         try:
             try:
-                await self._invoke(request, scope, receive, answer)
+                await self._invoke(request, scope, receive, answer, self._home_of(loop))
             except Refusal as refused:
                 logger.warning("The invocation was refused with status %d: %s", refused.status, refused.reason)
                 record.rejected = refused.status == 503
@@ -102,6 +105,8 @@ class InvocationExchange:
                 await self._expire(answer)
         except BaseException as error:
             record.error = record.error or error
+            if answer.started:  # which keeps Litestar from answering a second time
+                ScopeState.from_scope(scope).response_started = True
             raise
         finally:
             running.discard(answer)
@@ -114,13 +119,15 @@ class InvocationExchange:
             home = self._home = Home(mailbox_of(loop))
         return home
 
-    async def _invoke(self, request: RequestHeaders, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+    async def _invoke(
+        self, request: RequestHeaders, scope: Scope, receive: Receive, answer: "_Answer", home: "Home"
+    ) -> None:
         agent = self._agent
         if request.refusal is not None:
             raise request.refusal
         if agent.refuses_work:
             raise shutting_down()
-        body = await _read_body(request, scope, receive, agent.settings.max_body_bytes)
+        body = answer.request_body = await _read_body(request, scope, receive, agent.settings.max_body_bytes)
         if body is None:
             answer.record.left = True
             logger.info("The client went away before its request was complete")
@@ -135,8 +142,8 @@ class InvocationExchange:
         payload = decode_body(body) if handler.decode is None else body
         context = None
         if handler.context is not None:
+            _keep_body(scope, body)
             context = request.values.context(scope["litestar_app"].request_class(scope))
-        home = self._home_of(asyncio.get_running_loop())
         outcome = await self._outcome(handler, payload, context, home, receive, answer)
         if isinstance(outcome, bytes):
             await answer.value(outcome)
@@ -211,6 +218,7 @@ class InvocationExchange:
         if isinstance(error, Refusal):  # the payload does not fit its type
             raise error
         answer.record.error = error
+        _keep_body(scope, answer.request_body)
         handlers = scope["route_handler"].resolve_exception_handlers()
         if isinstance(error, Exception):
             for hook in scope["litestar_app"].after_exception:
@@ -233,6 +241,7 @@ class InvocationExchange:
 
     async def _respond(self, responder: Any, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         """Send a response that the author made, from where its own code cannot hurt anyone."""
+        _keep_body(scope, answer.request_body)
 
         async def respond(receive: Receive, send: Send) -> None:
             await responder(scope, receive, send)
@@ -265,31 +274,53 @@ async def _read_body(request: RequestHeaders, scope: Scope, receive: Receive, li
     Raises:
         Refusal: The body is larger than the limit (status 413).
     """
-    state = ScopeState.from_scope(scope)
-    if state.body is Empty:
-        if request.content_length is not None and request.content_length > limit:
-            if not request.expects:  # who expects a 100 has not begun to send
-                await _discard(receive)
+    state: ScopeState | None = scope.get("state", _NO_STATE).get(CONNECTION_STATE_KEY)
+    if state is not None and state.body is not Empty:
+        if len(state.body) > limit:
             raise _too_large(limit)
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return None
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > limit:
-                if message.get("more_body", False):
-                    await _discard(receive)
-                raise _too_large(limit)
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                break
-        state.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    elif len(state.body) > limit:
+        return state.body
+    if request.content_length is not None and request.content_length > limit:
+        if not request.expects:  # who expects a 100 has not begun to send
+            await _discard(receive)
         raise _too_large(limit)
-    return state.body
+    message = await receive()
+    if message["type"] != "http.request":
+        return None
+    body = message.get("body", b"")
+    if message.get("more_body", False):
+        whole = await _read_on(receive, body, limit)
+        if whole is None:
+            return None
+        body = whole
+    if len(body) > limit:
+        raise _too_large(limit)
+    if state is not None:
+        state.body = body
+    return body
+
+
+async def _read_on(receive: Receive, body: bytes, limit: int) -> bytes | None:
+    """Read what follows the first part of a body. ``None`` where the client went away before it was complete."""
+    parts = [body]
+    size = len(body)
+    more = True
+    while more:
+        if size > limit:
+            await _discard(receive)
+            raise _too_large(limit)
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _keep_body(scope: Scope, body: bytes | None) -> None:
+    """Have whoever makes a Litestar request of the scope find the body that was read."""
+    if body is not None:
+        ScopeState.from_scope(scope).body = body
 
 
 def _too_large(limit: int) -> Refusal:
@@ -365,26 +396,30 @@ class _Answer(Running):
 
     Args:
         send: The ASGI send function.
-        ids: The headers of every answer.
-        headers: What the application adds to them.
+        headers: What the application adds to the headers of every answer.
         record: What is recorded of the invocation.
         values: What is known of the request.
+        loop: The loop that serves it.
     """
 
-    __slots__ = ("_headers", "_send", "finished", "record", "started")
+    __slots__ = ("_headers", "_send", "finished", "record", "request_body", "started")
 
     def __init__(
         self,
         send: Send,
-        ids: list[RawHeader],
         headers: Sequence[RawHeader],
         record: InvocationRecord,
         values: RequestValues,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__("invocation", values)
+        super().__init__("invocation", values, loop)
         self._send = send
-        self._headers = [*ids, *headers] if headers else ids
+        self._headers = response_headers(values.request_id or "", values.session_id)
+        if headers:
+            self._headers += headers
         self.record = record
+        self.request_body: bytes | None = None
+        """What came with the request, once it is complete."""
         self.finished = False
         self.started = False
 
@@ -408,8 +443,14 @@ class _Answer(Running):
         own = [_JSON, (b"content-length", b"%d" % len(body)), *self._headers]
         if headers:
             own += [header for header in headers if header[0].lower() not in {b"content-type", b"content-length"}]
-        await self._send({"type": "http.response.start", "status": status, "headers": own})
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        send = self._send
+        gathered = gather(send, len(body))
+        try:
+            await send({"type": "http.response.start", "status": status, "headers": own})
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+        finally:
+            if gathered is not None:
+                gathered.pass_on()
 
     async def stream(self, stream: EventStream, home: Home, receive: Receive) -> None:
         """Answer with events, until the last one or until the client goes away."""
@@ -428,13 +469,13 @@ class _Answer(Running):
         try:
             self.started = True
             await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *self._headers]})
-            while True:
+            more = True
+            while more:
                 events, count = await stream.take()
-                if not count:
-                    break
-                await send({"type": "http.response.body", "body": events, "more_body": True})
-                record.chunks(count)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                more = count > 0 and not stream.ended
+                await send({"type": "http.response.body", "body": events, "more_body": more})
+                if count:
+                    record.chunks(count)
         except OSError:  # the ASGI specification, 2.4, has ``send`` raise it where the client is gone
             record.left = True
             logger.info("The client went away while its stream was running")

@@ -61,7 +61,7 @@ class WebSocketSession:
         parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
         self._record = record = telemetry.websocket(self._scope, parent, request.host, request.user_agent)
-        running = Running("WebSocket", values)
+        running = Running("WebSocket", values, asyncio.get_running_loop())
         agent.running.add(running)
         try:
             await self._converse(values)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -17,6 +17,7 @@ from telemetry.tracing import RequestAttributes, Tracing
 Scope = Mapping[str, Any]
 """An ASGI connection scope."""
 
+_NO_ATTRIBUTES: dict[str, str] = {}
 _SERVER_ERROR = 500
 _CLIENT_ERROR = 400
 _OK = 200
@@ -59,6 +60,8 @@ class Telemetry:
         Returns:
             The parent of its span, and the attributes that come from its baggage.
         """
+        if carrier is None and not (current := otel_context.get_current()):
+            return current, _NO_ATTRIBUTES
         parent = extract_context(carrier, self.tracing.propagator)
         return parent, experiment_attributes(parent)
 
@@ -96,8 +99,6 @@ class Telemetry:
             host: Its ``Host`` header.
             user_agent: Its ``User-Agent`` header.
         """
-        if self.tracing.disabled:
-            return {}
         attributes: dict[str, AttributeValue] = {
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.agent.name": self.agent_name,
@@ -129,16 +130,38 @@ class Telemetry:
 class _ServerRecord:
     """What invocations and WebSockets have in common: a SERVER span that is current until the end."""
 
-    __slots__ = ("_span", "_telemetry", "_token", "error")
+    __slots__ = ("_recorded", "_span", "_telemetry", "_token", "error")
 
-    def __init__(self, telemetry: Telemetry, name: str, parent: Context, attributes: dict[str, AttributeValue]) -> None:
+    name: ClassVar[str]
+    """What the span is called: the method and the route."""
+    method: ClassVar[str]
+    route: ClassVar[str]
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        scope: Scope,
+        parent: Context,
+        host: str | None,
+        user_agent: str | None,
+    ) -> None:
         self._telemetry = telemetry
-        self._span = span = telemetry.tracing.start_server_span(name, parent, attributes, telemetry.agent_name)
-        # Nothing has to be made current where there is neither a span nor anything that came with the request.
-        current = trace.set_span_in_context(span, parent) if parent or span is not trace.INVALID_SPAN else None
-        self._token = otel_context.attach(current) if current is not None else None
+        self._token = None
         self.error: BaseException | None = None
         """What the handler raised, if anything."""
+        tracing = telemetry.tracing
+        if tracing.disabled and not parent:
+            self._span: trace.Span = trace.INVALID_SPAN
+            self._recorded = False
+            return
+        attributes = {}
+        if not tracing.disabled:
+            attributes = telemetry.attributes_of(scope, self.method, self.route, host, user_agent)
+        self._span = span = tracing.start_server_span(self.name, parent, attributes, telemetry.agent_name)
+        self._recorded = span.is_recording()
+        # Nothing has to be made current where there is neither a span nor anything that came with the request.
+        if parent or span is not trace.INVALID_SPAN:
+            self._token = otel_context.attach(trace.set_span_in_context(span, parent))
 
     def _note(self, key: str, value: AttributeValue) -> None:
         span: Any = self._span
@@ -148,7 +171,7 @@ class _ServerRecord:
         span = self._span
         if self._token is not None:
             otel_context.detach(self._token)
-        if span.is_recording():
+        if self._recorded:
             if status is not None:
                 self._note("http.response.status_code", status)
             _set_failure(span, self.error, status)
@@ -159,6 +182,8 @@ class InvocationRecord(_ServerRecord):
     """One invocation, from its request to the last byte of its answer."""
 
     __slots__ = ("_began", "_chunks", "expired", "left", "mode", "rejected", "status")
+
+    name, method, route = "POST /invocations", "POST", "/invocations"
 
     def __init__(
         self, telemetry: Telemetry, scope: Scope, parent: Context, host: str | None, user_agent: str | None
@@ -175,8 +200,7 @@ class InvocationRecord(_ServerRecord):
         self.expired = False
         """Whether it was cancelled because it took too long."""
         telemetry.metrics.invocations.begin()
-        attributes = telemetry.attributes_of(scope, "POST", "/invocations", host, user_agent)
-        super().__init__(telemetry, "POST /invocations", parent, attributes)
+        super().__init__(telemetry, scope, parent, host, user_agent)
 
     def leave(self) -> None:
         """Take note that the client went away."""
@@ -197,12 +221,17 @@ class InvocationRecord(_ServerRecord):
     def end(self) -> None:
         """Close the span and count the invocation."""
         outcome = self._outcome()
-        if self.mode == "stream" and self._span.is_recording():
-            self._note("agentcore.stream.chunks", self._chunks)
-            self._note("agentcore.stream.outcome", _STREAM_OUTCOMES.get(outcome, "error"))
+        trace_id = None
+        if self._recorded:
+            trace_id = _trace_id_of(self._span)
+            if self.mode == "stream":
+                self._note("agentcore.stream.chunks", self._chunks)
+                self._note("agentcore.stream.outcome", _STREAM_OUTCOMES.get(outcome, "error"))
         seconds = perf_counter() - self._began
-        self._telemetry.metrics.invocations.end(self.mode, outcome, seconds, _trace_id_of(self._span))
-        if self.expired and self.error is None and self.status == _OK and self._span.is_recording():
+        self._telemetry.metrics.invocations.end(self.mode, outcome, seconds, trace_id)
+        if self._span is trace.INVALID_SPAN:
+            return
+        if self._recorded and self.expired and self.error is None and self.status == _OK:
             self._note("error.type", "timeout")  # the status was sent before it was known how this would end
             self._span.set_status(Status(StatusCode.ERROR, "timeout"))
         self._close(self.status)
@@ -229,11 +258,13 @@ class WebSocketRecord(_ServerRecord):
 
     __slots__ = ()
 
+    name, method, route = "GET /ws", "GET", "/ws"
+
     def __init__(
         self, telemetry: Telemetry, scope: Scope, parent: Context, host: str | None, user_agent: str | None
     ) -> None:
         telemetry.metrics.websockets.add()
-        super().__init__(telemetry, "GET /ws", parent, telemetry.attributes_of(scope, "GET", "/ws", host, user_agent))
+        super().__init__(telemetry, scope, parent, host, user_agent)
 
     def end(self, status: int) -> None:
         """Close the span.

@@ -1,7 +1,6 @@
 """``POST /invocations``."""
 
 import re
-from collections.abc import Awaitable
 from functools import partial
 from typing import Any, cast
 
@@ -102,9 +101,9 @@ class DirectRoad:
             and not _adds_something(cast("HTTPRouteHandler", handler), app)
         )
         if self._is_open:
-            # The same guard that stands around the router: what an exchange raises is answered as it is on any route.
-            guard: Any = type(self._outer)
-            self._serve: ASGIApp = guard(app=exchange, debug=None)
+            # What stands around the router: what an exchange raises is answered as it is on any route.
+            self._guard: Any = type(self._outer)
+            self._exchange = exchange
             self._handler = handler
             self._exception_handlers = handler.resolve_exception_handlers()
 
@@ -117,14 +116,20 @@ class DirectRoad:
         app = self._app
         if not self._is_open or scope.get("root_path") or app.asgi_handler is not self._outer or app.before_send:
             return False
-        host = next((value for name, value in scope["headers"] if name == b"host"), None)
-        if host is None or host in self._hosts:
-            return True
-        if len(self._hosts) < _HOSTS_REMEMBERED and _PLAIN_HOST.fullmatch(host):
-            self._hosts.add(host)
-        return False  # Litestar refuses what cannot be a host
+        for name, value in scope["headers"]:
+            if name == b"host":
+                return value in self._hosts or self._is_plain(value)
+        return True
 
-    def serve(self, scope: Any, receive: Receive, send: Send) -> Awaitable[None]:
+    def _is_plain(self, host: bytes) -> bool:
+        """Tell whether a host is none that Litestar might refuse."""
+        if _PLAIN_HOST.fullmatch(host) is None:
+            return False
+        if len(self._hosts) < _HOSTS_REMEMBERED:
+            self._hosts.add(host)
+        return True
+
+    async def serve(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve a request that :meth:`leads` was true for.
 
         Args:
@@ -136,8 +141,18 @@ class DirectRoad:
         scope["path_params"] = {}
         scope["path_template"] = PATH
         scope["route_handler"] = self._handler
-        ScopeState.from_scope(scope).exception_handlers = self._exception_handlers
-        return self._serve(scope, receive, send)
+        try:
+            await self._exchange(scope, receive, send)
+        except Exception as error:
+            ScopeState.from_scope(scope).exception_handlers = self._exception_handlers
+            await self._guard(app=_raising(error), debug=None)(scope, receive, send)
+
+
+def _raising(error: Exception) -> ASGIApp:
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        raise error
+
+    return fail
 
 
 _PLAIN_HOST = re.compile(rb"[0-9A-Za-z.:\[\]-]{1,255}")

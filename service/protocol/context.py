@@ -34,7 +34,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     """The Litestar ``Request``; in a WebSocket handler, the Litestar ``WebSocket``."""
 
 
-class RequestValues(msgspec.Struct, frozen=True, kw_only=True):
+class RequestValues(msgspec.Struct, frozen=True):
     """Everything that holds for one request, kept in one context variable: one write makes a request's context."""
 
     request_id: str | None = None

@@ -15,15 +15,16 @@ class Running:
     Args:
         kind: What it is, in the log's words.
         values: What is known of its request.
+        loop: The loop that serves it, in a task of which this is called.
     """
 
     __slots__ = ("began", "expired", "kind", "task", "values")
 
-    def __init__(self, kind: str, values: RequestValues) -> None:
+    def __init__(self, kind: str, values: RequestValues, loop: asyncio.AbstractEventLoop) -> None:
         self.kind = kind
         self.values = values
         self.began = monotonic()
-        self.task = asyncio.current_task()
+        self.task = asyncio.current_task(loop)
         self.expired = False
         """Whether it was ended because the service's time to shut down was over."""
 

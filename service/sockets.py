@@ -1,0 +1,66 @@
+"""What is sent at once leaves at once: uvicorn writes the head and the body of an answer to its socket one by one."""
+
+from typing import Any
+
+from litestar.types import Send
+
+_SERVERS = frozenset({"uvicorn.protocols.http.httptools_impl", "uvicorn.protocols.http.h11_impl"})
+
+MOST_BYTES = 64 * 1024
+"""Larger bodies are written on their own: to copy them would cost more than it saves."""
+
+
+class Gathered:
+    """Stands in for the transport of one of uvicorn's answers, and keeps what is written until it is passed on.
+
+    Args:
+        cycle: What answers the request.
+        transport: Its transport.
+    """
+
+    __slots__ = ("_cycle", "_parts", "_transport")
+
+    def __init__(self, cycle: Any, transport: Any) -> None:
+        self._cycle = cycle
+        self._transport = transport
+        self._parts: list[bytes] = []
+        cycle.transport = self
+
+    def write(self, data: bytes) -> None:
+        """Keep this."""
+        self._parts.append(data)
+
+    def pass_on(self) -> None:
+        """Write what was kept, and step aside."""
+        self._cycle.transport = self._transport
+        if parts := self._parts:
+            self._parts = []
+            self._transport.write(b"".join(parts))
+
+    def close(self) -> None:
+        """Write what was kept, and close."""
+        self.pass_on()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+def gather(send: Send, size: int) -> Gathered | None:
+    """Have what is sent from here on leave with one write of the socket, where the server is uvicorn.
+
+    Each write is a system call, and wakes a client that then finds half an answer.
+
+    Args:
+        send: The ASGI send function.
+        size: How many bytes the body has.
+
+    Returns:
+        What passes on what was sent; ``None`` where each message is sent by itself.
+    """
+    if size > MOST_BYTES:
+        return None
+    cycle = getattr(send, "__self__", None)
+    if type(cycle).__module__ not in _SERVERS or (transport := getattr(cycle, "transport", None)) is None:
+        return None
+    return Gathered(cycle, transport)
