@@ -18,24 +18,21 @@ class Gathered:
         transport: Its transport.
     """
 
-    __slots__ = ("_cycle", "_parts", "_transport")
+    __slots__ = ("_cycle", "_parts", "_transport", "write")
 
     def __init__(self, cycle: Any, transport: Any) -> None:
         self._cycle = cycle
         self._transport = transport
         self._parts: list[bytes] = []
+        self.write = self._parts.append
         cycle.transport = self
-
-    def write(self, data: bytes) -> None:
-        """Keep this."""
-        self._parts.append(data)
 
     def pass_on(self) -> None:
         """Write what was kept, and step aside."""
-        self._cycle.transport = self._transport
+        self._cycle.transport = transport = self._transport
         if parts := self._parts:
-            self._parts = []
-            self._transport.write(b"".join(parts))
+            transport.write(b"".join(parts))
+            parts.clear()
 
     def close(self) -> None:
         """Write what was kept, and close."""

@@ -90,8 +90,10 @@ class InvocationTallies:
 
     def begin(self) -> None:
         """Count an invocation that has come."""
-        with self.lock:
-            self.in_progress += 1
+        lock = self.lock
+        lock.acquire()  # which takes half as long as ``with``, and here nothing can raise
+        self.in_progress += 1
+        lock.release()
 
     def chunks(self, count: int) -> None:
         """Count events that were sent.
@@ -121,10 +123,16 @@ class InvocationTallies:
             seconds: How long it took.
             trace_id: Its trace, where that can be found.
         """
-        with self.lock:
+        durations = self.durations[mode]
+        ended = mode, outcome
+        lock = self.lock
+        lock.acquire()
+        try:
             self.in_progress -= 1
-            self.ended[mode, outcome] += 1
-            self.durations[mode].observe(seconds, trace_id)
+            self.ended[ended] += 1
+            durations.observe(seconds, trace_id)
+        finally:
+            lock.release()
 
 
 class TaskTallies:

@@ -99,8 +99,7 @@ class RequestHeaders(msgspec.Struct):
 class _Name(msgspec.Struct, frozen=True):
     """What is done with the headers of one name."""
 
-    slot: str | None
-    """What :class:`HeaderReader` keeps the first value as."""
+    lower: bytes
     forwarded: str | None
     """The name under which an agent sees the header."""
     carried: str | None
@@ -116,17 +115,7 @@ _LONGEST_REMEMBERED = 128
 _MANY_DIGITS = 1000
 """Numbers of so many digits are all the same: larger than any body."""
 
-_SLOTS = {
-    _REQUEST_ID: "request_id",
-    _SESSION_ID: "session_id",
-    _WORKLOAD_ACCESS_TOKEN: "token",
-    _WORKLOAD_ACCESS_TOKEN_LEGACY: "legacy_token",
-    _OAUTH2_CALLBACK_URL: "callback_url",
-    b"host": "host",
-    b"user-agent": "user_agent",
-    b"content-length": "content_length",
-    b"expect": "expect",
-}
+_EXPECT, _HOST, _USER_AGENT, _CONTENT_LENGTH = b"expect", b"host", b"user-agent", b"content-length"
 
 
 class HeaderReader:
@@ -138,18 +127,22 @@ class HeaderReader:
 
     def __init__(self, propagated: Iterable[str]) -> None:
         self._propagated = frozenset(propagated)
-        self._names: dict[bytes, _Name | str | None] = {}
-        """What is done with a header; for the many that only fill a slot that is the slot, and ``None`` for nothing."""
+        self._names: dict[bytes, _Name] = {}
+        self._plain: set[bytes] = set()
+        """Those of the names, in lower case, that are neither forwarded nor carried."""
 
-    def _classify(self, raw_name: bytes) -> _Name | str | None:
+    def _name(self, raw_name: bytes) -> _Name:
+        if (known := self._names.get(raw_name)) is not None:
+            return known
         lower = raw_name.lower()
         text = raw_name.decode("latin-1")
-        slot = _SLOTS.get(lower)
         forwarded = (AUTHORIZATION if lower == _AUTHORIZATION else text) if is_forwardable(lower) else None
         carried = text.lower() if text.lower() in self._propagated else None
-        name = _Name(slot, forwarded, carried) if forwarded or carried else slot
+        name = _Name(lower, forwarded, carried)
         if len(self._names) < _NAMES_REMEMBERED and len(raw_name) <= _LONGEST_REMEMBERED:
             self._names[raw_name] = name
+            if forwarded is None and carried is None and raw_name == lower:
+                self._plain.add(raw_name)
         return name
 
     def read(self, headers: RawHeaders) -> RequestHeaders:
@@ -163,51 +156,63 @@ class HeaderReader:
         Returns:
             What they say; the request id is a fresh UUID4 where the request has none that is valid.
         """
-        names = self._names
-        found: dict[str, str] = {}
-        forwarded: dict[str, str] | None = None
-        carrier: dict[str, str] | None = None
-        for raw_name, raw_value in headers:
-            try:
-                name = names[raw_name]
-            except KeyError:
-                name = self._classify(raw_name)
-            if name is None:
-                continue
-            value = raw_value.decode("latin-1")
-            if isinstance(name, str):
-                slot: str | None = name
-            else:
-                slot = name.slot
-                if (key := name.forwarded) is not None:
-                    forwarded = forwarded or {}
-                    forwarded[key] = f"{forwarded[key]}, {value}" if key in forwarded else value
-                if (key := name.carried) is not None:
-                    carrier = carrier or {}
-                    carrier[key] = f"{carrier[key]},{value}" if key in carrier else value
-            if slot is not None and (slot not in found or not (found[slot] or slot in _IDS)):
-                found[slot] = value
+        if not isinstance(headers, list):
+            headers = list(headers)
+        found = dict(headers)
+        forwarded = carrier = None
+        # Where each name comes once, and is one that only we read, there is nothing to put together.
+        if len(found) != len(headers) or not found.keys() <= self._plain:
+            found, forwarded, carrier = self._read_each(headers)
         get = found.get
-        request_id, session_id = get("request_id"), get("session_id")
-        refusal = None
+        request_id, session_id = _text(get(_REQUEST_ID)), _text(get(_SESSION_ID))
+        token = callback_url = refusal = None
+        if forwarded:  # which these are too
+            token = _text(get(_WORKLOAD_ACCESS_TOKEN)) or _text(get(_WORKLOAD_ACCESS_TOKEN_LEGACY))
+            callback_url = _text(get(_OAUTH2_CALLBACK_URL))
         if not (_is_plainly_valid(request_id) and _is_plainly_valid(session_id)):
             request_id, session_id, refusal = _validated(request_id, session_id)
-        values = RequestValues(
-            request_id or _fresh_id(), session_id, get("token") or get("legacy_token"), get("callback_url"), forwarded
+        return RequestHeaders(
+            RequestValues(request_id or _fresh_id(), session_id, token, callback_url, forwarded),
+            refusal,
+            carrier,
+            _text(get(_HOST)),
+            _text(get(_USER_AGENT)),
+            _number(get(_CONTENT_LENGTH)),
+            _EXPECT in found,
         )
-        digits = get("content_length")
-        length = None if digits is None else _number(digits)
-        return RequestHeaders(values, refusal, carrier, get("host"), get("user_agent"), length, "expect" in found)
+
+    def _read_each(
+        self, headers: RawHeaders
+    ) -> tuple[dict[bytes, bytes], dict[str, str] | None, dict[str, str] | None]:
+        """The first value of each name (that says something), what the agent sees, and what a propagator sees."""
+        found: dict[bytes, bytes] = {}
+        forwarded: dict[str, str] = {}
+        carrier: dict[str, str] = {}
+        for raw_name, raw_value in headers:
+            name = self._name(raw_name)
+            if not found.get(lower := name.lower) and (lower not in found or lower not in _IDS):
+                found[lower] = raw_value
+            if (key := name.forwarded) is not None:
+                value = raw_value.decode("latin-1")
+                forwarded[key] = f"{forwarded[key]}, {value}" if key in forwarded else value
+            if (key := name.carried) is not None:
+                value = raw_value.decode("latin-1")
+                carrier[key] = f"{carrier[key]},{value}" if key in carrier else value
+        return found, forwarded or None, carrier or None
 
 
-def _number(digits: str) -> int | None:
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
+
+
+def _number(digits: bytes | None) -> int | None:
     """A length, or ``None`` where it is none. The server has checked it, and this one is only asked beforehand."""
-    if not (digits.isdigit() and digits.isascii()):
+    if digits is None or not digits.isdigit():
         return None
     return int(digits) if len(digits) < _MANY_DIGITS else sys.maxsize
 
 
-_IDS = frozenset({"request_id", "session_id"})
+_IDS = frozenset({_REQUEST_ID, _SESSION_ID})
 
 
 def _validated(request_id: str | None, session_id: str | None) -> tuple[str | None, str | None, Refusal | None]:
@@ -266,7 +271,6 @@ def response_headers(request_id: str, session_id: str | None) -> list[tuple[byte
     Returns:
         Raw header pairs for an ASGI ``http.response.start``.
     """
-    headers = [(_REQUEST_ID, request_id.encode("ascii"))]
-    if session_id is not None:
-        headers.append((_SESSION_ID, session_id.encode("ascii")))
-    return headers
+    if session_id is None:
+        return [(_REQUEST_ID, request_id.encode())]
+    return [(_REQUEST_ID, request_id.encode()), (_SESSION_ID, session_id.encode())]
