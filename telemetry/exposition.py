@@ -117,7 +117,8 @@ def _buckets(durations: Durations) -> Buckets:
         if example is None:
             buckets.append((label, total))
         else:
-            buckets.append((label, total, Exemplar({"trace_id": example.trace_id}, example.seconds, example.time)))
+            trace_id, seconds, at = example
+            buckets.append((label, total, Exemplar({"trace_id": f"{trace_id:032x}"}, seconds, at)))
     return buckets
 
 

@@ -1,6 +1,7 @@
 """One record for each thing that is observed: it opens the span and the gauge, and closes span and metrics at once."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, ClassVar
 
@@ -174,7 +175,8 @@ class _ServerRecord:
         if self._recorded:
             if status is not None:
                 self._note("http.response.status_code", status)
-            _set_failure(span, self.error, status)
+            if self.error is not None or status is None or status >= _SERVER_ERROR:
+                _set_failure(span, self.error, status)
         span.end()
 
 
@@ -316,12 +318,12 @@ class TaskRecord:
         self._span.end()
 
 
-def _trace_id_of(span: trace.Span) -> str | None:
+def _trace_id_of(span: trace.Span) -> int | None:
     """What leads from a metric to a trace, where that trace will be found."""
     if not span.is_recording():
         return None
     context = span.get_span_context()
-    return f"{context.trace_id:032x}" if context.trace_flags & TraceFlags.SAMPLED else None
+    return context.trace_id if context.trace_flags & TraceFlags.SAMPLED else None
 
 
 def _set_failure(span: trace.Span, error: BaseException | None, status: int | None) -> None:
@@ -345,7 +347,17 @@ def _server(scope: Scope, host: str | None) -> tuple[str | None, int | None]:
     server: Sequence[Any] = scope.get("server") or (None, None)
     if not host:
         return server[0], server[1]
+    name, port = _address_of(host) if len(host) <= _LONGEST_REMEMBERED else _parse_address(host)
+    return name, server[1] if port is None else port
+
+
+def _parse_address(host: str) -> tuple[str, int | None]:
     name, separator, port = host.rpartition(":")
-    if separator and port.isascii() and port.isdigit():
+    if separator and port.isascii() and port.isdigit() and len(port) <= _PORT_DIGITS:
         return name, int(port)
-    return host, server[1]
+    return host, None
+
+
+_PORT_DIGITS = 5
+_LONGEST_REMEMBERED = 255
+_address_of = lru_cache(maxsize=256)(_parse_address)

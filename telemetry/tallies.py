@@ -8,16 +8,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from threading import Lock
 from time import time
-from typing import NamedTuple
 
-
-class Example(NamedTuple):
-    """A duration of which one knows the trace."""
-
-    trace_id: str
-    seconds: float
-    time: float
-    """When it was observed, in seconds since the epoch."""
+Example = tuple[int, float, float]
+"""A duration of which one knows the trace: its id, how many seconds it took, and when, in seconds since the epoch."""
 
 
 class Durations:
@@ -36,7 +29,7 @@ class Durations:
         self.exemplars: list[Example | None] = [None] * len(self.bounds)
         self.sum = 0.0
 
-    def observe(self, seconds: float, trace_id: str | None) -> None:
+    def observe(self, seconds: float, trace_id: int | None) -> None:
         """Count a duration.
 
         Args:
@@ -47,7 +40,7 @@ class Durations:
         self.counts[index] += 1
         self.sum += seconds
         if trace_id is not None:
-            self.exemplars[index] = Example(trace_id, seconds, time())
+            self.exemplars[index] = (trace_id, seconds, time())
 
 
 class Tally:
@@ -104,7 +97,7 @@ class InvocationTallies:
         with self.lock:
             self.sent_chunks += count
 
-    def first_chunk(self, seconds: float, trace_id: str | None) -> None:
+    def first_chunk(self, seconds: float, trace_id: int | None) -> None:
         """Count a stream's first event.
 
         Args:
@@ -114,7 +107,7 @@ class InvocationTallies:
         with self.lock:
             self.first_chunks.observe(seconds, trace_id)
 
-    def end(self, mode: str, outcome: str, seconds: float, trace_id: str | None) -> None:
+    def end(self, mode: str, outcome: str, seconds: float, trace_id: int | None) -> None:
         """Count an invocation that has ended.
 
         Args:
@@ -151,7 +144,7 @@ class TaskTallies:
         self.finished: dict[tuple[str, str], int] = {}
         self.durations: dict[str, Durations] = {}
 
-    def end(self, name: str, outcome: str, seconds: float, trace_id: str | None) -> None:
+    def end(self, name: str, outcome: str, seconds: float, trace_id: int | None) -> None:
         """Count a task that has ended, from any thread.
 
         Args:

@@ -20,7 +20,7 @@ from telemetry.metrics import MAX_TASK_NAMES, MODES, OUTCOMES, SECONDS, TASK_OUT
 from telemetry.tallies import Durations, InvocationTallies, Tally, TaskTallies
 
 PATIENCE = 30.0
-TRACE_IDS = ["0af7651916cd43dd8448eb211c80319c", "f" * 32]
+TRACE_IDS = [0x0AF7651916CD43DD8448EB211C80319C, (1 << 128) - 1]
 FORMS: dict[str, Callable[[CollectorRegistry], bytes]] = {
     "Prometheus": generate_latest,
     "OpenMetrics": generate_openmetrics,
@@ -88,8 +88,8 @@ def exposed(registry: CollectorRegistry, form: str) -> dict[str, list[str]]:
     return {name: of_metric for name, of_metric in lines.items() if of_metric}
 
 
-def exemplar(trace_id: str | None) -> dict[str, str] | None:
-    return None if trace_id is None else {"trace_id": trace_id}
+def exemplar(trace_id: int | None) -> dict[str, str] | None:
+    return None if trace_id is None else {"trace_id": f"{trace_id:032x}"}
 
 
 class Clock:
@@ -195,8 +195,8 @@ def test_the_last_duration_of_each_bucket_is_its_exemplar(clock: Clock) -> None:
 
     lines = exposed(own_registry(metrics), "OpenMetrics")["agentcore_invocation_duration_seconds"]
     assert [line.partition("#")[2].strip() for line in lines if "trace_id" in line] == [
-        f'{{trace_id="{TRACE_IDS[1]}"}} 0.21 1700000002.0',
-        f'{{trace_id="{TRACE_IDS[0]}"}} 3.0 1700000004.0',
+        f'{{trace_id="{TRACE_IDS[1]:032x}"}} 0.21 1700000002.0',
+        f'{{trace_id="{TRACE_IDS[0]:032x}"}} 3.0 1700000004.0',
     ]
     assert "trace_id" not in str(exposed(own_registry(metrics), "Prometheus"))
 
