@@ -18,13 +18,14 @@ class Gathered:
         transport: Its transport.
     """
 
-    __slots__ = ("_cycle", "_parts", "_transport", "write")
+    __slots__ = ("_cycle", "_parts", "_transport", "write", "writelines")
 
     def __init__(self, cycle: Any, transport: Any) -> None:
         self._cycle = cycle
         self._transport = transport
         self._parts: list[bytes] = []
         self.write = self._parts.append
+        self.writelines = self._parts.extend
         cycle.transport = self
 
     def pass_on(self) -> None:

@@ -162,6 +162,28 @@ def test_behind_a_middleware_each_message_is_sent_by_itself(http: str) -> None:
     assert body_of(b"".join(socket.writes)) == b"1"
 
 
+def test_what_is_written_in_several_parts_keeps_its_order() -> None:
+    class Cycle:
+        transport: Any = Socket()
+
+        async def send(self, message: Message) -> None: ...
+
+    Cycle.__module__ = "uvicorn.protocols.http.httptools_impl"
+    cycle, socket = Cycle(), Cycle.transport
+    gathered = gather(cycle.send, 1)
+    assert gathered is not None
+
+    cycle.transport.write(b"1")
+    cycle.transport.writelines([b"2", b"3"])
+    assert cycle.transport.is_closing() is False
+    assert socket.writes == []
+    gathered.pass_on()
+    gathered.pass_on()
+
+    assert socket.writes == [b"123"]
+    assert cycle.transport is socket
+
+
 def test_other_servers_get_each_message_by_itself() -> None:
     class Cycle:
         transport = Socket()
