@@ -48,7 +48,7 @@ class Pending:
             self.outcome.set_result(None)
 
     def cancel(self) -> None:
-        """Cancel the handler, where it is an async one; a plain one runs on unheard."""
+        """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
         self.outcome.cancel()
         if self.call is not None:
             self.call.cancel()
@@ -120,9 +120,7 @@ class Execution(Generic[Response]):
             pending.call = self._workers.spawn(home, run, copy_context(), handler.name)
         else:
             run_plain = self._call_plain
-            self._workers.pool.submit(
-                partial(copy_context().run, run_plain, handler, payload, context, home, pending.outcome)
-            )
+            self._workers.pool.submit(partial(copy_context().run, run_plain, handler, payload, context, home, pending))
         return pending
 
     async def converse(
@@ -167,14 +165,20 @@ class Execution(Generic[Response]):
             result = Failure(error)
         home.post(_settle, outcome, result)
 
-    def _call_plain(
-        self, handler: Handler, payload: Any, context: Any, home: Mailbox, outcome: "asyncio.Future[Any]"
-    ) -> None:
+    def _call_plain(self, handler: Handler, payload: Any, context: Any, home: Mailbox, pending: Pending) -> None:
+        outcome = pending.outcome
         result: Any
         try:
             value = handler.call(payload, context)
             if inspect.isawaitable(value):  # a plain function around an async one
-                self._workers.spawn(home, self._await(lambda: value, home, outcome), copy_context(), handler.name)
+                if outcome.cancelled():
+                    if inspect.iscoroutine(value):
+                        value.close()
+                    return
+                run = self._await(lambda: value, home, outcome)
+                pending.call = call = self._workers.spawn(home, run, copy_context(), handler.name)
+                if outcome.cancelled():  # in between, when there was no call to cancel yet
+                    call.cancel()
                 return
             result = self._result(value, home)
         except BaseException as error:

@@ -195,6 +195,56 @@ def test_what_is_cancelled_lost_and_refused_is_counted(grace: Callable[[float], 
     assert count(app, "agentcore_invocations_in_progress") == count(app, "agentcore_active_tasks") == 0
 
 
+def test_what_a_plain_function_leaves_to_an_async_one_is_cancelled_with_it(grace: Callable[[float], None]) -> None:
+    grace(0.1)
+    begun, ended = threading.Event(), threading.Event()
+
+    async def tells() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def main() -> None:
+        async with living(app):
+            call = await begin(app, "one")
+            await eventually(begun.is_set)
+            terminate()
+            assert (await call).status_code == 503
+            await eventually(ended.is_set)  # and not only when the workers are stopped
+
+    app = app_of(lambda _: tells())
+    asyncio.run(main())
+
+
+def test_what_a_plain_function_leaves_to_an_async_one_too_late_is_cancelled_as_well(
+    grace: Callable[[float], None],
+) -> None:
+    grace(0)
+    returns, went_on = threading.Event(), threading.Event()
+
+    async def tells() -> None:
+        await asyncio.sleep(0.2)
+        went_on.set()
+
+    def plain(_: Any) -> Any:
+        returns.wait(PATIENCE)
+        return tells()
+
+    async def main() -> None:
+        async with living(app):
+            call = await begin(app, "one")
+            terminate()
+            assert (await call).status_code == 503
+            returns.set()
+            await asyncio.sleep(0.5)
+
+    app = app_of(plain)
+    asyncio.run(main())
+    assert not went_on.is_set()
+
+
 def test_the_oldest_work_is_cancelled_first(grace: Callable[[float], None], log: LogLines) -> None:
     grace(0)
     app = app_of(waits)
