@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -308,6 +308,7 @@ def running(image: Image, log: Path, **environment: str) -> Iterator[Container]:
             pass_fds=[write],
         )
     os.close(write)
+    container = None
     try:
         with os.fdopen(read) as info:
             described = info.read()
@@ -320,5 +321,9 @@ def running(image: Image, log: Path, **environment: str) -> Iterator[Container]:
             time.sleep(0.05)
         yield container
     finally:
+        # The kernel forgets that the container is to die with its parent when it becomes another user.
+        if container is not None and process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(container.pid, signal.SIGKILL)
         process.kill()
         process.wait()
