@@ -175,8 +175,7 @@ class _ServerRecord:
         if self._recorded:
             if status is not None:
                 self._note("http.response.status_code", status)
-            if self.error is not None or status is None or status >= _SERVER_ERROR:
-                _set_failure(span, self.error, status)
+            _set_failure(span, self.error, status)
         span.end()
 
 

@@ -8,6 +8,10 @@ from typing import Any
 import httpx
 import pytest
 from litestar.testing import TestClient
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.util._once import Once
 
 from service import BedrockAgentCoreApp, BedrockAgentCoreContext
 from telemetry.logs import JsonFormatter
@@ -61,3 +65,28 @@ def events(response: httpx.Response) -> list[Any]:
     assert frames.pop() == ""
     assert all(frame.startswith("data: ") for frame in frames)
     return [json.loads(frame.removeprefix("data: ")) for frame in frames]
+
+
+class Kept(SpanProcessor):
+    """Keeps what ends, as it would be handed to an exporter."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+
+@pytest.fixture
+def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+
+
+@pytest.fixture
+def exported(no_provider: None, monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """What an app whose variables name an endpoint sends there."""
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr("opentelemetry.exporter.otlp.proto.http.trace_exporter.OTLPSpanExporter", lambda: exporter)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    return exporter

@@ -18,7 +18,7 @@ from opentelemetry.exporter.otlp.proto.http import trace_exporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -30,6 +30,7 @@ from telemetry.environment import TraceSettings
 from telemetry.otlp import encode_spans, with_own_encoding
 from telemetry.provider import exporter_class, make_provider, server_tracer
 from telemetry.spans import ServerSpan
+from tests.unit.conftest import Kept
 
 CONTEXT = SpanContext(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, is_remote=True, trace_flags=TraceFlags(1))
 HERE = Resource({"service.name": "agent"})
@@ -61,16 +62,6 @@ def attributes_of(message: bytes) -> dict[str, Any]:
     ((scope,),) = [each.scope_spans for each in ExportTraceServiceRequest.FromString(message).resource_spans]
     (span,) = scope.spans
     return {attribute.key: attribute.value for attribute in span.attributes}
-
-
-class Kept(SpanProcessor):
-    """Keeps what ends, as it would be handed to an exporter."""
-
-    def __init__(self) -> None:
-        self.spans: list[ReadableSpan] = []
-
-    def on_end(self, span: ReadableSpan) -> None:
-        self.spans.append(span)
 
 
 class Numbers(IdGenerator):

@@ -53,7 +53,7 @@ from telemetry.provider import make_provider, server_tracer
 from telemetry.spans import OwnProcessors, ServerSpan, ServerTracer
 from telemetry.tracing import Tracing
 from tests.integration.server import PATIENCE, app_of, eventually, receive_until, request, serve
-from tests.unit.conftest import REQUEST_ID, SESSION_ID
+from tests.unit.conftest import REQUEST_ID, SESSION_ID, Kept
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
 PARENT_ID = 0xB7AD6B7169203331
@@ -61,16 +61,6 @@ EXPERIMENT = "aws.agentcore.gateway.routing_experiment_arn"
 HERE = Resource({"service.name": "agent"})
 SCOPE = InstrumentationScope("service", "1")
 WHEN = 1_700_000_000_000_000_000
-
-
-class Kept(SpanProcessor):
-    """Keeps what ends."""
-
-    def __init__(self) -> None:
-        self.spans: list[ReadableSpan] = []
-
-    def on_end(self, span: ReadableSpan) -> None:
-        self.spans.append(span)
 
 
 class Numbers(IdGenerator):
@@ -730,21 +720,6 @@ async def break_off(payload: Any) -> AsyncIterator[int]:
 async def never_end(payload: Any) -> AsyncIterator[str]:
     yield "first"
     await asyncio.Event().wait()
-
-
-@pytest.fixture
-def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
-
-
-@pytest.fixture
-def exported(no_provider: None, monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    """What an app whose variables name an endpoint sends there."""
-    exporter = InMemorySpanExporter()
-    monkeypatch.setattr("opentelemetry.exporter.otlp.proto.http.trace_exporter.OTLPSpanExporter", lambda: exporter)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    return exporter
 
 
 def invocation(spans: Sequence[ReadableSpan]) -> ReadableSpan:

@@ -17,7 +17,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode
-from opentelemetry.util._once import Once
 
 from service import BedrockAgentCoreApp, RequestContext
 from tests.integration.server import PATIENCE, app_of, eventually, receive_until, serve
@@ -61,12 +60,6 @@ class Spans:
     @property
     def websocket(self) -> ReadableSpan:
         return self.one("GET /ws")
-
-
-@pytest.fixture
-def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
 
 
 @pytest.fixture
@@ -725,15 +718,6 @@ def test_a_disabled_sdk_records_nothing_whatever_the_endpoint(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     with TestClient(app=app_of(is_recording)) as client:
         assert invoke(client).json() is False
-
-
-@pytest.fixture
-def exported(no_provider: None, monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    """What an app whose variables name an endpoint sends there."""
-    exporter = InMemorySpanExporter()
-    monkeypatch.setattr("opentelemetry.exporter.otlp.proto.http.trace_exporter.OTLPSpanExporter", lambda: exporter)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    return exporter
 
 
 def test_with_an_endpoint_the_spans_are_sent_at_the_shutdown_at_the_latest(exported: InMemorySpanExporter) -> None:
