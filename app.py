@@ -6,8 +6,7 @@ from typing import Any
 
 import msgspec
 from litestar import WebSocket
-
-from service import BedrockAgentCoreApp, RequestContext
+from litestar_agentcore import BedrockAgentCoreApp, RequestContext
 
 app = BedrockAgentCoreApp()
 

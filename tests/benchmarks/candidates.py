@@ -10,7 +10,7 @@ from tests.benchmarks import environments
 from tests.benchmarks.environments import HERE, ROOT
 
 AGENT = HERE / "agents" / "agent.py"
-OURS_IMPORT = "from service import BedrockAgentCoreApp"
+OURS_IMPORT = "from litestar_agentcore import BedrockAgentCoreApp"
 SDK_IMPORT = "from bedrock_agentcore.runtime import BedrockAgentCoreApp"
 
 LOADS = ("unary-async", "unary-sync", "stream-async", "stream-sync", "sleepers", "open-streams", "cold-start")

@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from litestar import WebSocket
-
-from service import BedrockAgentCoreApp, RequestContext
+from litestar_agentcore import BedrockAgentCoreApp, RequestContext
 
 app = BedrockAgentCoreApp()
 

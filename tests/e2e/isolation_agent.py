@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 from litestar import get, put
-
-from service import BedrockAgentCoreApp
+from litestar_agentcore import BedrockAgentCoreApp
 
 
 class Ask(msgspec.Struct):

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-
-from service import BedrockAgentCoreApp
+from litestar_agentcore import BedrockAgentCoreApp
 
 app = BedrockAgentCoreApp()
 

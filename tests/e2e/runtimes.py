@@ -19,7 +19,7 @@ START_SECONDS = 60.0
 
 def ported(source: str) -> str:
     """What its author does to move an agent here."""
-    return source.replace("from bedrock_agentcore.runtime import ", "from service import ")
+    return source.replace("from bedrock_agentcore.runtime import ", "from litestar_agentcore import ")
 
 
 class Runtime(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ import os
 import sys
 from collections import defaultdict
 
-from service import BedrockAgentCoreApp
+from litestar_agentcore import BedrockAgentCoreApp
 
 app = BedrockAgentCoreApp()
 released = defaultdict(asyncio.Event)

@@ -86,7 +86,7 @@ def dropped(agent: ServerProcess) -> float:
 def mentions(agent: ServerProcess) -> list[str]:
     """The messages of the log that are about spans or their exporter."""
     lines = [json.loads(line) for line in agent.stderr() if line.startswith("{")]
-    return [line["message"] for line in lines if line["logger"].startswith(("telemetry", "opentelemetry"))]
+    return [line["message"] for line in lines if line["logger"].startswith(("agentcore_telemetry", "opentelemetry"))]
 
 
 @pytest.fixture(scope="module")

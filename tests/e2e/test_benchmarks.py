@@ -142,7 +142,10 @@ def test_the_agent_of_the_python_sdk_is_ours_but_for_one_import(tmp_path: Path) 
     lines, theirs = AGENT.read_text().splitlines(), (tmp_path / AGENT.name).read_text().splitlines()
     changed = [pair for pair in zip(lines, theirs, strict=True) if pair[0] != pair[1]]
     assert changed == [
-        ("from service import BedrockAgentCoreApp", "from bedrock_agentcore.runtime import BedrockAgentCoreApp")
+        (
+            "from litestar_agentcore import BedrockAgentCoreApp",
+            "from bedrock_agentcore.runtime import BedrockAgentCoreApp",
+        )
     ]
 
 

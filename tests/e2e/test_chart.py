@@ -15,10 +15,10 @@ import helm_python as helm
 import kubernetes_validate
 import pytest
 import yaml
+from litestar_agentcore.protocol.settings import Settings
+from litestar_agentcore.version import __version__
 from msgspec.structs import fields
 
-from service.protocol.settings import Settings
-from service.version import __version__
 from tests.e2e.chart import (
     CHART,
     EXAMPLES,
@@ -44,7 +44,7 @@ SESSION_HEADER = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
 MIB = 2**20
 
 AGENT = """\
-from service import BedrockAgentCoreApp
+from litestar_agentcore import BedrockAgentCoreApp
 from tools import shout
 
 app = BedrockAgentCoreApp()
@@ -618,8 +618,8 @@ def test_the_start_command_serves_the_mounted_source(source: dict[str, Any], tmp
         (directory / name).symlink_to(Path("..data") / name)
     installed = tmp_path / "installed"
     installed.mkdir()
-    for package in ("service", "telemetry"):
-        (installed / package).symlink_to(ROOT / package)
+    for package in ("service/litestar_agentcore", "telemetry/agentcore_telemetry"):
+        (installed / Path(package).name).symlink_to(ROOT / package)
     port = free_port()
     # The image has the service installed, and the command starts where the source is mounted.
     start = 'cd "$1" && PYTHONPATH="$1:$2" exec "$3" run --host 127.0.0.1 --port "$4"'

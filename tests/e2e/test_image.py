@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 from docker.utils import exclude_paths
+from litestar_agentcore.version import __version__
 
-from service.version import __version__
 from tests.e2e.images import Builder, Image, base_image, download, parsed, run, running, standing_in, tool
 from tests.e2e.runtimes import ROOT
 
@@ -120,11 +120,11 @@ def test_secrets_and_litter_stay_out_of_the_build(tmp_path: Path) -> None:
         "service/__pycache__/x.pyc",
         "tests/x.py",
     ]
-    for name in [*litter, "app.py", "service/app.py"]:
+    for name in [*litter, "app.py", "service/litestar_agentcore/app.py"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     reached = {name for name in exclude_paths(str(tmp_path), IGNORE) if (tmp_path / name).is_file()}
-    assert reached == {"app.py", "service/app.py"}
+    assert reached == {"app.py", "service/litestar_agentcore/app.py"}
 
 
 # -- The wheels
@@ -203,8 +203,10 @@ def test_the_image_has_neither_build_tools_nor_a_file_that_others_may_change(ima
 
 def test_the_service_is_installed_and_not_linked(image: Image, context: Path) -> None:
     (packages,) = (image.root / "opt/venv/lib").glob("python3.*/site-packages")
-    assert (packages / "service/app.py").read_bytes() == (context / "service/app.py").read_bytes()
-    assert (packages / "telemetry/spans.py").exists()
+    assert (packages / "litestar_agentcore/app.py").read_bytes() == (
+        context / "service/litestar_agentcore/app.py"
+    ).read_bytes()
+    assert (packages / "agentcore_telemetry/spans.py").exists()
     assert not (packages / "tests").exists()
 
 
@@ -269,7 +271,7 @@ COPY app.py /app/
 
 AUTHORS_AGENT = """\
 import grpc
-from service import BedrockAgentCoreApp
+from litestar_agentcore import BedrockAgentCoreApp
 
 app = BedrockAgentCoreApp()
 

@@ -37,7 +37,7 @@ def test_moving_an_agent_here_changes_one_line() -> None:
     moved = ported(AGENT.read_text()).splitlines()
     changed = [lines for lines in zip(source, moved, strict=True) if lines[0] != lines[1]]
     names = "BedrockAgentCoreApp, BedrockAgentCoreContext, PingStatus, RequestContext"
-    assert changed == [(f"from bedrock_agentcore.runtime import {names}", f"from service import {names}")]
+    assert changed == [(f"from bedrock_agentcore.runtime import {names}", f"from litestar_agentcore import {names}")]
 
 
 def test_the_agents_own_tests_need_no_change() -> None:

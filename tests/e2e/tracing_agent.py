@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 from litestar import WebSocket
+from litestar_agentcore import BedrockAgentCoreApp, RequestContext
 from opentelemetry import trace
-
-from service import BedrockAgentCoreApp, RequestContext
 
 app = BedrockAgentCoreApp()
 sync_app = BedrockAgentCoreApp()

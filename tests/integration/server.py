@@ -17,8 +17,7 @@ from typing import Any, TextIO
 import httpx
 import uvicorn
 from litestar import Litestar
-
-from service import BedrockAgentCoreApp
+from litestar_agentcore import BedrockAgentCoreApp
 
 ROOT = Path(__file__).parents[2]
 

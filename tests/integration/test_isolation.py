@@ -16,10 +16,10 @@ import msgspec
 import pytest
 from litestar import Response, WebSocket
 from litestar.exceptions import HTTPException
+from litestar_agentcore import BedrockAgentCoreApp, BedrockAgentCoreContext, PingStatus, RequestContext
 from starlette.responses import StreamingResponse
 from websockets.sync.client import connect
 
-from service import BedrockAgentCoreApp, BedrockAgentCoreContext, PingStatus, RequestContext
 from tests.integration.server import (
     PATIENCE,
     PROMPT,
@@ -273,9 +273,9 @@ def test_a_handler_that_holds_its_loop_is_counted_and_named_once_with_its_sessio
         assert stalls(client) == 1
         eventually(lambda: any("turns again" in line for line in server.stderr()))
         server.terminate()
-        lines = [json.loads(line) for line in server.stderr() if "service.runtime" in line]
+        lines = [json.loads(line) for line in server.stderr() if "litestar_agentcore.runtime" in line]
     warning, recovery = lines
-    assert (warning["level"], warning["logger"]) == ("WARNING", "service.runtime.watchdog")
+    assert (warning["level"], warning["logger"]) == ("WARNING", "litestar_agentcore.runtime.watchdog")
     assert (warning["requestId"], warning["sessionId"]) == ("request-1", "session-1")
     first, *stack = warning["message"].splitlines()
     assert first.startswith("The handler ask_the_model (session session-1) has held its event loop for 0.1")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from litestar import WebSocket
+from litestar_agentcore import BedrockAgentCoreApp, BedrockAgentCoreContext, RequestContext
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from service import BedrockAgentCoreApp, BedrockAgentCoreContext, RequestContext
 from tests.integration.server import PATIENCE, PROMPT, REQUEST_ID, SESSION_ID, Server, receive_until, serve
 
 Socket = WebSocket[Any, Any, Any]

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+from litestar_agentcore import BedrockAgentCoreContext
 
-from service import BedrockAgentCoreContext
 from tests.integration.server import PATIENCE, REQUEST_ID, SESSION_ID, app_of, eventually, receive_until, serve
 
 Handler = Callable[[Any], Any]

@@ -7,14 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
+from agentcore_telemetry.logs import JsonFormatter
 from litestar.testing import TestClient
+from litestar_agentcore import BedrockAgentCoreApp, BedrockAgentCoreContext
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util._once import Once
-
-from service import BedrockAgentCoreApp, BedrockAgentCoreContext
-from telemetry.logs import JsonFormatter
 
 REQUEST_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Request-Id"
 SESSION_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"

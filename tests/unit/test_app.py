@@ -15,11 +15,11 @@ from litestar.openapi import OpenAPIConfig
 from litestar.plugins import InitPlugin
 from litestar.testing import TestClient
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar_agentcore import BedrockAgentCoreApp, BedrockAgentCoreContext, PingStatus, RequestContext, SettingsError
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 
-from service import BedrockAgentCoreApp, BedrockAgentCoreContext, PingStatus, RequestContext, SettingsError
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client, LogLines, events
 
 

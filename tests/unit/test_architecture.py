@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in ("service", "telemetry")
-    for path in sorted((ROOT / package).rglob("*.py"))
+    ".".join(path.relative_to(ROOT / directory).with_suffix("").parts).removesuffix(".__init__"): path
+    for directory in ("service", "telemetry")
+    for path in sorted((ROOT / directory).rglob("*.py"))
 }
 
 
@@ -42,25 +42,25 @@ def imports_within(package: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("layer", "known"),
     [
-        ("service.protocol", ["service.protocol"]),
-        ("service.runtime", ["service.protocol", "service.runtime"]),
-        ("telemetry", []),
+        ("litestar_agentcore.protocol", ["litestar_agentcore.protocol"]),
+        ("litestar_agentcore.runtime", ["litestar_agentcore.protocol", "litestar_agentcore.runtime"]),
+        ("agentcore_telemetry", []),
     ],
 )
 def test_a_layer_knows_itself_and_those_below_alone(layer: str, known: list[str]) -> None:
     imports = imports_within(layer)
     assert imports
-    assert [arrow for arrow in imports if within(arrow[1], "service") and not within(arrow[1], *known)] == []
+    assert [arrow for arrow in imports if within(arrow[1], "litestar_agentcore") and not within(arrow[1], *known)] == []
 
 
 @pytest.mark.parametrize(
     ("layer", "foreign"),
     [
-        ("service.protocol", ["litestar", "uvicorn", "asyncio", "threading", "concurrent"]),
-        ("service.runtime", ["litestar", "uvicorn"]),
-        ("telemetry", ["litestar"]),
-        ("service", ["bedrock_agentcore", "starlette"]),
-        ("telemetry", ["bedrock_agentcore", "starlette"]),
+        ("litestar_agentcore.protocol", ["litestar", "uvicorn", "asyncio", "threading", "concurrent"]),
+        ("litestar_agentcore.runtime", ["litestar", "uvicorn"]),
+        ("agentcore_telemetry", ["litestar"]),
+        ("litestar_agentcore", ["bedrock_agentcore", "starlette"]),
+        ("agentcore_telemetry", ["bedrock_agentcore", "starlette"]),
     ],
 )
 def test_a_layer_does_without_what_is_not_its_business(layer: str, foreign: list[str]) -> None:

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from service import BedrockAgentCoreContext, RequestContext
-from service.protocol.context import RequestValues, current_request, enter_request
+from litestar_agentcore import BedrockAgentCoreContext, RequestContext
+from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
 
 Get = Callable[[], Any]
 Set = Callable[[Any], None]

@@ -26,9 +26,9 @@ from litestar.middleware.session.server_side import ServerSideSessionConfig
 from litestar.plugins import InitPlugin
 from litestar.testing import TestClient
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar_agentcore import AgentCorePlugin, BedrockAgentCoreApp, RequestContext
+from litestar_agentcore.controllers.invocations import DirectRoad
 
-from service import AgentCorePlugin, BedrockAgentCoreApp, RequestContext
-from service.controllers.invocations import DirectRoad
 from tests.unit.conftest import REQUEST_ID, SESSION_ID
 
 PATIENCE = 10.0

@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from agentcore_telemetry.environment import TraceSettings
+from agentcore_telemetry.export import REPORT_SECONDS, SHUTDOWN_SECONDS, SUPPRESS_INSTRUMENTATION, SpanExportQueue
 from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-
-from telemetry.environment import TraceSettings
-from telemetry.export import REPORT_SECONDS, SHUTDOWN_SECONDS, SUPPRESS_INSTRUMENTATION, SpanExportQueue
 
 PATIENCE = 10.0
 NEVER = "3600000"
@@ -193,7 +192,7 @@ def test_the_log_tells_of_lost_spans_at_most_once_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic()
-    monkeypatch.setattr("telemetry.export.time.monotonic", lambda: now)
+    monkeypatch.setattr("agentcore_telemetry.export.time.monotonic", lambda: now)
     queue = queue_to(Backend(refuse))
 
     for _ in range(3):
@@ -294,8 +293,8 @@ def test_a_shutdown_gives_a_hanging_backend_up_after_five_seconds_and_counts_its
 PROGRAM = """
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter
-from telemetry.environment import TraceSettings
-from telemetry.export import SpanExportQueue
+from agentcore_telemetry.environment import TraceSettings
+from agentcore_telemetry.export import SpanExportQueue
 
 provider = TracerProvider()
 exporter = ConsoleSpanExporter(formatter=lambda span: span.name)

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 from litestar.testing import TestClient
+from litestar_agentcore import BedrockAgentCoreApp, BedrockAgentCoreContext, RequestContext
 
-from service import BedrockAgentCoreApp, BedrockAgentCoreContext, RequestContext
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client, events
 
 Handler = Callable[..., Any]

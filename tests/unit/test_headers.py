@@ -9,10 +9,15 @@ from uuid import RFC_4122, UUID
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from service.protocol.context import RequestValues
-from service.protocol.headers import HeaderReader, RawHeaders, RequestHeaders, is_forwardable, response_headers
-from service.protocol.models import Refusal
+from litestar_agentcore.protocol.context import RequestValues
+from litestar_agentcore.protocol.headers import (
+    HeaderReader,
+    RawHeaders,
+    RequestHeaders,
+    is_forwardable,
+    response_headers,
+)
+from litestar_agentcore.protocol.models import Refusal
 
 REQUEST_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Request-Id"
 SESSION_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"

@@ -21,8 +21,8 @@ from litestar.datastructures import Cookie
 from litestar.response import Redirect, ServerSentEvent, Stream
 from litestar.testing import TestClient
 from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
+from litestar_agentcore import BedrockAgentCoreApp, BedrockAgentCoreContext, RequestContext
 
-from service import BedrockAgentCoreApp, BedrockAgentCoreContext, RequestContext
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client, LogLines, events
 
 Handler = Callable[..., Any]

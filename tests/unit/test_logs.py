@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from agentcore_telemetry.logs import JsonFormatter, LogFormat, configure_logging
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
-
-from telemetry.logs import JsonFormatter, LogFormat, configure_logging
 
 UVICORN = ["uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"]
 EXCEPTION_KEYS = {"errorType", "errorMessage", "stackTrace", "location"}
@@ -282,7 +281,7 @@ STATE_OF_LOGGING = """
 import json, logging, sys
 
 def state():
-    names = [None, "host", "uvicorn", "uvicorn.access", "litestar", "service"]
+    names = [None, "host", "uvicorn", "uvicorn.access", "litestar", "litestar_agentcore"]
     loggers = list(map(logging.getLogger, names))
     return [
         [[logger.name, logger.level, logger.propagate, logger.disabled, list(map(id, logger.handlers)),
@@ -297,9 +296,9 @@ if configured:
     logging.getLogger("host").addHandler(logging.StreamHandler())
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
 before = state()
-import service
+import litestar_agentcore
 imported = state()
-service.BedrockAgentCoreApp()
+litestar_agentcore.BedrockAgentCoreApp()
 print(json.dumps([imported == before, state() == before]))
 """
 

@@ -17,6 +17,7 @@ from litestar import WebSocket
 from litestar.exceptions import HTTPException
 from litestar.response import Redirect, Stream
 from litestar.testing import TestClient
+from litestar_agentcore import AgentCorePlugin, BedrockAgentCoreApp, PingStatus, RequestContext, __version__
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -25,7 +26,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from service import AgentCorePlugin, BedrockAgentCoreApp, PingStatus, RequestContext, __version__
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client
 
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}

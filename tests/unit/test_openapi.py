@@ -13,10 +13,10 @@ import pydantic
 import pytest
 from litestar.exceptions import HTTPException
 from litestar.testing import TestClient
+from litestar_agentcore import AgentCorePlugin, BedrockAgentCoreApp
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 
-from service import AgentCorePlugin, BedrockAgentCoreApp
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client
 
 Page = dict[str, Any]

@@ -4,10 +4,9 @@ import subprocess
 import sys
 
 import pytest
-
-from service import BedrockAgentCoreApp
-from telemetry.environment import TelemetryError, TraceSettings
-from telemetry.tracing import Tracing
+from agentcore_telemetry.environment import TelemetryError, TraceSettings
+from agentcore_telemetry.tracing import Tracing
+from litestar_agentcore import BedrockAgentCoreApp
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
@@ -123,7 +122,7 @@ def test_grpc_without_its_package_is_an_error_that_names_both(
 
 def test_a_propagator_that_does_not_exist_is_an_error_that_names_the_variable() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from service import BedrockAgentCoreApp; BedrockAgentCoreApp()"],
+        [sys.executable, "-c", "from litestar_agentcore import BedrockAgentCoreApp; BedrockAgentCoreApp()"],
         env={"OTEL_PROPAGATORS": "tracecontext,pigeon", "PYTHONPATH": ":".join(sys.path)},
         capture_output=True,
         text=True,

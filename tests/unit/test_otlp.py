@@ -10,6 +10,11 @@ from itertools import count
 from typing import Any
 
 import pytest
+from agentcore_telemetry import otlp
+from agentcore_telemetry.environment import TraceSettings
+from agentcore_telemetry.otlp import encode_spans, with_own_encoding
+from agentcore_telemetry.provider import exporter_class, make_provider, server_tracer
+from agentcore_telemetry.spans import ServerSpan
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
@@ -25,11 +30,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from telemetry import otlp
-from telemetry.environment import TraceSettings
-from telemetry.otlp import encode_spans, with_own_encoding
-from telemetry.provider import exporter_class, make_provider, server_tracer
-from telemetry.spans import ServerSpan
 from tests.unit.conftest import Kept
 
 CONTEXT = SpanContext(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, is_remote=True, trace_flags=TraceFlags(1))
@@ -300,7 +300,7 @@ def test_an_attribute_that_is_nested_too_deep_is_left_out_and_the_rest_is_sent()
 
 def own_span(attributes: dict[str, Any], parent: SpanContext | None) -> ServerSpan:
     provider = make_provider(TraceSettings.from_environment({}), dict, "agent")
-    tracer = server_tracer(provider, "service", "1")
+    tracer = server_tracer(provider, "litestar_agentcore", "1")
     assert tracer is not None
     context = {} if parent is None else trace.set_span_in_context(NonRecordingSpan(parent), {})  # type: ignore[arg-type]
     span = tracer.start("POST /invocations", context, attributes)  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from litestar.testing import TestClient
+from litestar_agentcore import BedrockAgentCoreApp, PingStatus
 
-from service import BedrockAgentCoreApp, PingStatus
 from tests.unit.conftest import Client, LogLines
 
 
@@ -208,7 +208,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("service.runtime.health.time.time", clock.time)
+    monkeypatch.setattr("litestar_agentcore.runtime.health.time.time", clock.time)
     return clock
 
 

@@ -16,9 +16,9 @@ from litestar.middleware import ASGIMiddleware
 from litestar.plugins import InitPlugin
 from litestar.testing import TestClient
 from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar_agentcore import AgentCorePlugin, RequestContext, Settings
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from service import AgentCorePlugin, RequestContext, Settings
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, events
 
 Request = litestar.Request[Any, Any, Any]
@@ -327,7 +327,7 @@ def test_the_app_keeps_its_own_answer_to_an_unknown_path(handlers: Any) -> None:
 
 def test_the_apps_logging_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     root = logging.getLogger()
-    names = ["uvicorn", "uvicorn.error", "uvicorn.access", "litestar", "service"]
+    names = ["uvicorn", "uvicorn.error", "uvicorn.access", "litestar", "litestar_agentcore"]
     handler = logging.NullHandler()
     monkeypatch.setattr(root, "handlers", [])
     for name in names:

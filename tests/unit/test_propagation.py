@@ -6,15 +6,14 @@ from contextlib import contextmanager
 from urllib.parse import quote
 
 import pytest
+from agentcore_telemetry.propagation import MAX_BAGGAGE_BYTES, experiment_attributes, extract_context
+from litestar_agentcore.protocol.headers import HeaderReader
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.propagate import get_global_textmap
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-from service.protocol.headers import HeaderReader
-from telemetry.propagation import MAX_BAGGAGE_BYTES, experiment_attributes, extract_context
 
 ARN = "aws.agentcore.gateway.routing_experiment_arn"
 VARIANT = "aws.agentcore.gateway.routing_experiment_variant_name"

@@ -18,9 +18,14 @@ import pydantic
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-
-from service.protocol.models import PingStatus, Refusal
-from service.protocol.serialization import decode_body, encode, encode_document, encode_events, payload_decoder
+from litestar_agentcore.protocol.models import PingStatus, Refusal
+from litestar_agentcore.protocol.serialization import (
+    decode_body,
+    encode,
+    encode_document,
+    encode_events,
+    payload_decoder,
+)
 
 patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -4,8 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-
-from service import BedrockAgentCoreApp, Settings, SettingsError
+from litestar_agentcore import BedrockAgentCoreApp, Settings, SettingsError
 
 VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_MAX_BODY_BYTES", 100 * 1024 * 1024, "4096", 4096, ["0", "-1", "1.5", "many", "", "0x10"]),

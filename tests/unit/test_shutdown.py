@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from litestar_agentcore import BedrockAgentCoreApp
 from starlette.responses import StreamingResponse
 
-from service import BedrockAgentCoreApp
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, LogLines
 
 PATIENCE = 10.0
@@ -294,7 +294,7 @@ def test_each_has_said_its_last_word_before_the_next_is_cancelled(
             terminate()
             await eventually(lambda: told)
 
-    logger, watching = logging.getLogger("service"), Order()
+    logger, watching = logging.getLogger("litestar_agentcore"), Order()
     logger.addHandler(watching)
     asyncio.run(main())
     logger.removeHandler(watching)

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import uvicorn
 from litestar.types import Message, Receive, Scope, Send
+from litestar_agentcore import BedrockAgentCoreApp
+from litestar_agentcore.sockets import MOST_BYTES, gather
 from uvicorn.server import ServerState
-
-from service import BedrockAgentCoreApp
-from service.sockets import MOST_BYTES, gather
 
 PATIENCE = 10.0
 

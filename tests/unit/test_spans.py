@@ -13,9 +13,14 @@ from itertools import count
 from typing import Any, cast
 
 import pytest
+from agentcore_telemetry.environment import TraceSettings
+from agentcore_telemetry.provider import make_provider, server_tracer
+from agentcore_telemetry.spans import OwnProcessors, ServerSpan, ServerTracer
+from agentcore_telemetry.tracing import Tracing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from litestar.testing import TestClient
+from litestar_agentcore import BedrockAgentCoreApp
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -47,11 +52,6 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util._once import Once
 
-from service import BedrockAgentCoreApp
-from telemetry.environment import TraceSettings
-from telemetry.provider import make_provider, server_tracer
-from telemetry.spans import OwnProcessors, ServerSpan, ServerTracer
-from telemetry.tracing import Tracing
 from tests.integration.server import PATIENCE, app_of, eventually, receive_until, request, serve
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Kept
 
@@ -59,7 +59,7 @@ TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
 PARENT_ID = 0xB7AD6B7169203331
 EXPERIMENT = "aws.agentcore.gateway.routing_experiment_arn"
 HERE = Resource({"service.name": "agent"})
-SCOPE = InstrumentationScope("service", "1")
+SCOPE = InstrumentationScope("litestar_agentcore", "1")
 WHEN = 1_700_000_000_000_000_000
 
 
@@ -621,7 +621,7 @@ def own_provider() -> TracerProvider:
 
 
 def test_a_provider_of_the_services_own_has_a_short_way() -> None:
-    tracer = server_tracer(own_provider(), "service", "1")
+    tracer = server_tracer(own_provider(), "litestar_agentcore", "1")
 
     assert isinstance(tracer, ServerTracer)
     assert tracer.processors.only_own
@@ -629,7 +629,7 @@ def test_a_provider_of_the_services_own_has_a_short_way() -> None:
 
 @pytest.mark.parametrize("provider", [TracerProvider(shutdown_on_exit=False), trace.NoOpTracerProvider()], ids=type)
 def test_a_provider_of_the_hosts_has_none(provider: trace.TracerProvider) -> None:
-    assert server_tracer(provider, "service", "1") is None
+    assert server_tracer(provider, "litestar_agentcore", "1") is None
 
 
 @pytest.mark.parametrize(
@@ -654,7 +654,7 @@ def test_there_is_none_where_a_limit_would_cut_the_services_own_attributes(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    assert (server_tracer(own_provider(), "service", "1") is not None) is short
+    assert (server_tracer(own_provider(), "litestar_agentcore", "1") is not None) is short
 
 
 def test_all_attributes_of_a_request_fit_into_the_least_limit_that_has_a_short_way(
@@ -663,7 +663,7 @@ def test_all_attributes_of_a_request_fit_into_the_least_limit_that_has_a_short_w
     least = 0
     while True:
         monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", str(least))
-        if server_tracer(own_provider(), "service", "1") is not None:
+        if server_tracer(own_provider(), "litestar_agentcore", "1") is not None:
             break
         least += 1
     with TestClient(app=app_of(break_off)) as client:
@@ -865,7 +865,7 @@ def test_whichever_way_a_span_is_made_it_tells_the_same(
     headers: dict[str, str],
     way: Callable[[BedrockAgentCoreApp, InMemorySpanExporter], AbstractContextManager[bool]],
 ) -> None:
-    monkeypatch.setattr("service.exchange.WATCH_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr("litestar_agentcore.exchange.WATCH_AFTER_SECONDS", 0.01)
     headers = {**headers, REQUEST_ID: "a-request", "User-Agent": "a-client/1"}
     told = []
     for each in (short_way, way):
@@ -916,7 +916,7 @@ def test_a_console_sees_spans_of_the_sdk(
     exported: InMemorySpanExporter, exporters: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console = InMemorySpanExporter()
-    monkeypatch.setattr("telemetry.provider.ConsoleSpanExporter", lambda: console)
+    monkeypatch.setattr("agentcore_telemetry.provider.ConsoleSpanExporter", lambda: console)
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporters)
     invoke(app_of(answer), HEADERS)
 
@@ -978,7 +978,7 @@ import sys
 def loaded(package):
     return any(name == package or name.startswith(package + ".") for name in sys.modules)
 
-from service import BedrockAgentCoreApp
+from litestar_agentcore import BedrockAgentCoreApp
 app = BedrockAgentCoreApp()
 app.entrypoint(lambda payload: payload)
 assert not loaded("opentelemetry.sdk"), "the SDK was imported with the app"
@@ -1012,7 +1012,7 @@ def test_without_an_exporter_the_sdk_is_not_imported_and_prometheus_client_not_b
 
 
 def test_with_an_endpoint_the_sdk_is_imported_with_the_app() -> None:
-    code = "import sys; from service import BedrockAgentCoreApp; BedrockAgentCoreApp()"
+    code = "import sys; from litestar_agentcore import BedrockAgentCoreApp; BedrockAgentCoreApp()"
     done = run(
         f"{code}; sys.exit('opentelemetry.sdk' not in sys.modules)", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9"
     )
@@ -1023,11 +1023,11 @@ def test_with_an_endpoint_the_sdk_is_imported_with_the_app() -> None:
 FORK = """
 import os
 from opentelemetry.sdk.resources import Resource
-from telemetry.environment import TraceSettings
-from telemetry.provider import make_provider, server_tracer
+from agentcore_telemetry.environment import TraceSettings
+from agentcore_telemetry.provider import make_provider, server_tracer
 
 provider = make_provider(TraceSettings.from_environment({}), dict, "agent")
-own, sdk = server_tracer(provider, "service", "1"), provider.get_tracer("service", "1")
+own, sdk = server_tracer(provider, "litestar_agentcore", "1"), provider.get_tracer("litestar_agentcore", "1")
 
 def resources():
     spans = own.start("span", {}, {}), sdk.start_span("span")

@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from agentcore_telemetry import tallies as own_tallies
+from agentcore_telemetry.exposition import AgentCollector
+from agentcore_telemetry.metrics import MAX_TASK_NAMES, MODES, OUTCOMES, SECONDS, TASK_OUTCOMES, AgentMetrics, Probes
+from agentcore_telemetry.tallies import Durations, InvocationTallies, Tally, TaskTallies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import metrics as client_metrics
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
-
-from telemetry import tallies as own_tallies
-from telemetry.exposition import AgentCollector
-from telemetry.metrics import MAX_TASK_NAMES, MODES, OUTCOMES, SECONDS, TASK_OUTCOMES, AgentMetrics, Probes
-from telemetry.tallies import Durations, InvocationTallies, Tally, TaskTallies
 
 PATIENCE = 30.0
 TRACE_IDS = [0x0AF7651916CD43DD8448EB211C80319C, (1 << 128) - 1]

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from litestar_agentcore import BedrockAgentCoreApp
 
-from service import BedrockAgentCoreApp
 from tests.unit.conftest import Client, LogLines
 
 
@@ -167,7 +167,7 @@ def test_the_task_info_has_the_name_and_the_duration_in_seconds_of_each_task(
     app: BedrockAgentCoreApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("service.runtime.tasks.time.monotonic", lambda: now)
+    monkeypatch.setattr("litestar_agentcore.runtime.tasks.time.monotonic", lambda: now)
     app.add_async_task("first")
     now = 102.5
     app.add_async_task("second", {"prompt": "why"})

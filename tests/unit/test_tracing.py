@@ -11,6 +11,7 @@ import pytest
 from litestar import WebSocket
 from litestar.exceptions import NotFoundException, WebSocketDisconnect
 from litestar.testing import TestClient
+from litestar_agentcore import BedrockAgentCoreApp, RequestContext
 from opentelemetry import baggage, trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -18,7 +19,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 
-from service import BedrockAgentCoreApp, RequestContext
 from tests.integration.server import PATIENCE, app_of, eventually, receive_until, serve
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client, LogLines, events
 

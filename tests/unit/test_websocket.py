@@ -15,8 +15,8 @@ from litestar import WebSocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.testing import TestClient
 from litestar.types import Message, Receive, Scope, Send
+from litestar_agentcore import BedrockAgentCoreApp, BedrockAgentCoreContext, RequestContext
 
-from service import BedrockAgentCoreApp, BedrockAgentCoreContext, RequestContext
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client, LogLines
 
 Socket = WebSocket[Any, Any, Any]

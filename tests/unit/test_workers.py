@@ -16,15 +16,15 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 import pytest
+from litestar_agentcore import BedrockAgentCoreContext
+from litestar_agentcore.runtime import loops as loops_module
+from litestar_agentcore.runtime import workers as workers_module
+from litestar_agentcore.runtime.loops import LoopCall, WorkerLoop
+from litestar_agentcore.runtime.mailbox import Mailbox, mailbox_of, post
+from litestar_agentcore.runtime.threads import ThreadPool
+from litestar_agentcore.runtime.watchdog import Watchdog
+from litestar_agentcore.runtime.workers import Workers
 
-from service import BedrockAgentCoreContext
-from service.runtime import loops as loops_module
-from service.runtime import workers as workers_module
-from service.runtime.loops import LoopCall, WorkerLoop
-from service.runtime.mailbox import Mailbox, mailbox_of, post
-from service.runtime.threads import ThreadPool
-from service.runtime.watchdog import Watchdog
-from service.runtime.workers import Workers
 from tests.unit.conftest import LogLines
 
 STALL = 0.05
@@ -946,7 +946,7 @@ class TestTheWarning:
         assert name in first
         assert stack[-2:-1] == [line for line in stack[-2:-1] if "in wait" in line]
         assert [line for line in stack if "in block" in line]
-        assert not [line for line in stack if "/asyncio/" in line or "service/runtime" in line]
+        assert not [line for line in stack if "/asyncio/" in line or "service/litestar_agentcore/runtime" in line]
         assert "(session session-1)" in first
         assert (warnings[0].get("requestId"), warnings[0].get("sessionId")) == ("request-1", "session-1")
 

@@ -3,7 +3,7 @@ import sys
 import time
 from typing import Any
 
-from service import BedrockAgentCoreApp
+from litestar_agentcore import BedrockAgentCoreApp
 
 app = BedrockAgentCoreApp()
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 from litestar import WebSocket
-
-from service import BedrockAgentCoreApp, RequestContext
+from litestar_agentcore import BedrockAgentCoreApp, RequestContext
 
 app = BedrockAgentCoreApp()
 

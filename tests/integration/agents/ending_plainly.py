@@ -4,8 +4,7 @@ import sys
 import time
 
 import msgspec
-
-from service import BedrockAgentCoreApp
+from litestar_agentcore import BedrockAgentCoreApp
 
 app = BedrockAgentCoreApp()
 

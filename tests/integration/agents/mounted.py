@@ -7,8 +7,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 from litestar import Litestar, get
-
-from service import AgentCorePlugin
+from litestar_agentcore import AgentCorePlugin
 
 
 class Ask(msgspec.Struct):

@@ -1,0 +1,146 @@
+"""``BedrockAgentCoreApp``: an agent as an application of its own."""
+
+import contextlib
+import inspect
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from agentcore_telemetry.logs import server_level
+from litestar import Litestar
+from litestar.openapi import OpenAPIConfig
+
+from litestar_agentcore.authoring import AgentAuthoring, AnyFunction
+from litestar_agentcore.controllers.invocations import PATH as INVOCATIONS
+from litestar_agentcore.controllers.invocations import DirectRoad
+from litestar_agentcore.errors import exception_handlers
+from litestar_agentcore.plugin import AgentCorePlugin
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+
+
+class BedrockAgentCoreApp(AgentAuthoring, Litestar):
+    """An agent, served as Amazon Bedrock AgentCore Runtime serves it. It is a ``litestar.Litestar``.
+
+    An agent written for the reference runtime moves here by importing this class in the place of that one's.
+
+    Args:
+        debug: Whether payloads may ask for debug actions, and Litestar's debug mode is on.
+        lifespan: An async context manager function of the app, as Starlette takes it, or a sequence of them, as
+            Litestar does.
+        middleware: Litestar middleware, or Starlette's ``Middleware(...)`` entries.
+        **litestar_options: Whatever ``litestar.Litestar`` takes: ``route_handlers``, ``plugins``,
+            ``exception_handlers``, ``openapi_config``, ``cors_config`` and so on.
+
+    Raises:
+        SettingsError: An ``AGENTCORE_*`` variable makes no sense.
+    """
+
+    logger: logging.Logger
+    """A logger for the author's own lines."""
+
+    def __init__(
+        self,
+        debug: bool = False,
+        lifespan: Lifespan | Sequence[Any] | None = None,
+        middleware: Sequence[Any] | None = None,
+        **litestar_options: Any,
+    ) -> None:
+        self._lifespan_state: dict[str, Any] = {}
+        self._direct_road: DirectRoad | None = None
+        self._plugin = AgentCorePlugin(debug=debug, logging=True)
+        self.agent = self._plugin.agent
+        options = dict(litestar_options)
+        options["plugins"] = [self._plugin, *(options.get("plugins") or ())]
+        options["exception_handlers"] = exception_handlers(options.get("exception_handlers"))
+        options.setdefault("logging_config", None)  # Litestar's default would set up the host program's root logger
+        options.setdefault("openapi_config", OpenAPIConfig(title="Agent", version="1"))
+        super().__init__(
+            debug=debug,
+            lifespan=[self._keep_state(lifespan)] if callable(lifespan) else lifespan,
+            middleware=[_litestar_middleware(entry) for entry in middleware or ()],
+            **options,
+        )
+        self._plugin.reform_server_lines()
+        if litestar_options.get("logging_config") is None:
+            self.get_logger = logging.getLogger
+            self.logger = logging.getLogger(__name__)
+            if self.logger.level == logging.NOTSET:
+                self.logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve as an ASGI application."""
+        if self._lifespan_state:
+            scope.setdefault("state", {}).update(self._lifespan_state)
+        if scope.get("path") == INVOCATIONS and scope.get("method") == "POST":
+            road = self._direct_road
+            if road is None:
+                road = self._direct_road = DirectRoad(self, self._plugin.exchange)
+            if road.leads(scope):
+                await road.serve(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+    def _keep_state(self, lifespan: Lifespan) -> Lifespan:
+        """Have what the lifespan yields be in the state of each request, as the ASGI specification's lifespan state."""
+
+        @asynccontextmanager
+        async def keeping(app: Any) -> AsyncIterator[None]:
+            async with lifespan(app) as state:
+                self._lifespan_state = dict(state or {})
+                yield
+
+        return keeping
+
+    def entrypoint(self, function: AnyFunction) -> AnyFunction:  # noqa: D102 - inherited
+        self._plugin.entrypoint(function)
+        # ``handler.run()`` starts the server. An object may have a ``run`` of its own, which is left alone.
+        if inspect.isfunction(function) or not hasattr(function, "run"):
+            with contextlib.suppress(AttributeError, TypeError):
+                function.run = self._run_entrypoint  # type: ignore[attr-defined]
+        return function
+
+    entrypoint.__doc__ = AgentAuthoring.entrypoint.__doc__
+
+    def _run_entrypoint(self, port: int = 8080, host: str | None = None) -> None:
+        self.run(port, host)
+
+    def run(self, port: int = 8080, host: str | None = None, **kwargs: Any) -> None:
+        """Serve the agent with uvicorn until the process is told to end.
+
+        Args:
+            port: The port to listen on.
+            host: The address to listen on; by default ``0.0.0.0`` inside a container and ``127.0.0.1`` elsewhere.
+            **kwargs: Options of ``uvicorn.run``, which win over the defaults.
+        """
+        options: dict[str, Any] = {
+            "host": host or default_host(),
+            "port": port,
+            "access_log": self.debug,
+            "log_level": server_level(self.agent.settings.log_level).lower(),
+        }
+        if self._plugin.configure_logging():
+            options["log_config"] = None
+        uvicorn.run(self, **(options | kwargs))
+
+
+def default_host() -> str:
+    """The address to listen on where none is given.
+
+    Returns:
+        ``0.0.0.0`` inside a container, where only the platform can reach it; ``127.0.0.1`` elsewhere.
+    """
+    variables = ("DOCKER_CONTAINER", "KUBERNETES_SERVICE_HOST")
+    inside = Path("/.dockerenv").exists() or any(os.environ.get(variable) for variable in variables)
+    return "0.0.0.0" if inside else "127.0.0.1"  # noqa: S104 - a container's port is of no use otherwise
+
+
+def _litestar_middleware(entry: Any) -> Any:
+    """Litestar's form of a Starlette ``Middleware(cls, *args, **kwargs)``; anything else as it is."""
+    if not callable(entry) and hasattr(entry, "cls") and hasattr(entry, "kwargs"):
+        return lambda app: entry.cls(app, *getattr(entry, "args", ()), **entry.kwargs)
+    return entry

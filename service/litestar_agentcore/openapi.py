@@ -1,0 +1,238 @@
+"""What ``/schema`` says of the endpoints: the handler's own payload type, both kinds of answer, headers, errors."""
+
+import contextlib
+from dataclasses import dataclass
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+
+import msgspec
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import (
+    Example,
+    OpenAPIHeader,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Parameter,
+    Reference,
+    RequestBody,
+    Schema,
+)
+from litestar.plugins import OpenAPISchemaPlugin, OpenAPISchemaPluginProtocol
+from litestar.typing import FieldDefinition
+
+from litestar_agentcore.protocol import headers
+from litestar_agentcore.protocol.models import ErrorAnswer, PingAnswer, ReadyAnswer
+from litestar_agentcore.runtime.agent import Agent
+
+if TYPE_CHECKING:
+    from litestar._openapi.schema_generation import SchemaCreator
+
+INVOCATION_ERRORS = {
+    400: ResponseSpec(
+        ErrorAnswer,
+        generate_examples=False,
+        description="The body is not JSON in UTF-8, does not fit the payload type, or an id is malformed",
+    ),
+    413: ResponseSpec(ErrorAnswer, generate_examples=False, description="The body is larger than the limit"),
+    500: ResponseSpec(ErrorAnswer, generate_examples=False, description="The handler raised"),
+}
+
+_ID_SCHEMA = Schema(type=OpenAPIType.STRING, min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")
+_TEXT = Schema(type=OpenAPIType.STRING)
+
+_ERROR_SCHEMA = Schema(
+    type=OpenAPIType.OBJECT,
+    required=["error"],
+    properties={"error": Schema(description="The exception's detail")},
+)
+
+_PARAMETERS = [
+    Parameter(
+        headers.REQUEST_ID,
+        "header",
+        _ID_SCHEMA,
+        "The id of the request; a fresh UUID4 where there is none",
+        False,
+    ),
+    Parameter(headers.SESSION_ID, "header", _ID_SCHEMA, "The id of the session that the request belongs to", False),
+    Parameter(
+        headers.WORKLOAD_ACCESS_TOKEN,
+        "header",
+        _TEXT,
+        "The workload access token of AgentCore Identity",
+        False,
+    ),
+    Parameter(headers.OAUTH2_CALLBACK_URL, "header", _TEXT, "The URL that an OAuth2 flow returns to", False),
+    Parameter("traceparent", "header", _TEXT, "The parent of the request's span (W3C Trace Context)", False),
+    Parameter("tracestate", "header", _TEXT, "Vendor data of the trace (W3C Trace Context)", False),
+    Parameter("baggage", "header", _TEXT, "Baggage of the trace (W3C Baggage)", False),
+]
+_RESPONSE_HEADERS = {
+    headers.REQUEST_ID: OpenAPIHeader(schema=_ID_SCHEMA, description="The id of the request", required=True),
+    headers.SESSION_ID: OpenAPIHeader(schema=_ID_SCHEMA, description="The id of the session, where there is one"),
+}
+
+
+def invocation_operation(agent: Agent) -> type[Operation]:
+    """Make the OpenAPI operation of ``POST /invocations``.
+
+    Args:
+        agent: The agent whose entrypoint is described, as it is when the page is asked for.
+
+    Returns:
+        A class for Litestar's ``operation_class``.
+    """
+
+    @dataclass
+    class InvocationOperation(Operation):
+        def __post_init__(self) -> None:
+            entrypoint = agent.entrypoint
+            if entrypoint is not None:
+                self.summary = entrypoint.name.replace("_", " ").capitalize()
+                self.description = entrypoint.description
+                self._document_payload(entrypoint.payload_type)
+            self.parameters = [*_PARAMETERS, *(self.parameters or ())]
+            responses = self.responses = dict(self.responses or {})
+            responses["200"] = OpenAPIResponse(
+                description="What the handler returned, or a stream of what it yields",
+                content={
+                    "application/json": OpenAPIMediaType(schema=Schema(description="The handler's answer, as JSON")),
+                    "text/event-stream": OpenAPIMediaType(
+                        schema=Schema(
+                            description="One server-sent event for each value: `data: <json>` and a blank line",
+                        )
+                    ),
+                },
+            )
+            responses["default"] = OpenAPIResponse(
+                description="The handler raised an HTTP exception: its status and its detail",
+                content={"application/json": OpenAPIMediaType(schema=_ERROR_SCHEMA)},
+            )
+            for response in responses.values():
+                if isinstance(response, OpenAPIResponse):
+                    response.headers = {**(response.headers or {}), **_RESPONSE_HEADERS}
+
+        def _document_payload(self, payload_type: Any) -> None:
+            if not isinstance(self.request_body, RequestBody):
+                return
+            self.request_body.description = "The payload of the handler"
+            inline = _inline_schema(payload_type)
+            for media_type in self.request_body.content.values():
+                media_type.examples = _examples(payload_type) or None
+                if inline is not None:
+                    media_type.schema = inline
+
+    return InvocationOperation
+
+
+def _inline_schema(payload_type: Any) -> Any:
+    """The schema of a type without classes of its own (``Annotated[int, Meta(ge=1)]``), as msgspec decodes it."""
+    try:
+        (schema,), components = msgspec.json.schema_components((payload_type,))
+    except TypeError:
+        return None
+    return None if components else schema
+
+
+def _examples(payload_type: Any) -> dict[str, Any]:
+    """The examples of a ``typing.Annotated[..., msgspec.Meta(examples=[...])]`` payload."""
+    metadata = (meta for meta in getattr(payload_type, "__metadata__", ()) if isinstance(meta, msgspec.Meta))
+    values = [value for meta in metadata for value in meta.examples or ()]
+    return {f"example {number}": Example(value=value) for number, value in enumerate(values, start=1)}
+
+
+def document_payload(handler: HTTPRouteHandler, payload_type: Any) -> None:
+    """Have the OpenAPI page describe this type as the body of a route that reads its body itself.
+
+    Args:
+        handler: A route handler that is registered already, so that Litestar will not decode a body for it.
+        payload_type: The type of the payload.
+    """
+    handler.parsed_fn_signature.parameters["data"] = FieldDefinition.from_annotation(payload_type, name="data")
+
+
+class PayloadSchemaPlugin(OpenAPISchemaPlugin):
+    """Adds to the schemas of an agent's payload types what Litestar's own generator leaves out.
+
+    That is the docstring of a class, and that a ``msgspec.Struct`` forbids unknown fields.
+    """
+
+    def __init__(self) -> None:
+        self._types = _classes(ErrorAnswer) | _classes(PingAnswer) | _classes(ReadyAnswer)
+
+    def describe_payload(self, payload_type: Any) -> None:
+        """Take charge of the classes of a payload type.
+
+        Args:
+            payload_type: The annotation of a handler's payload.
+        """
+        self._types |= _classes(payload_type)
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        """Tell whether a field's type is one of the payload's classes."""
+        kind = field_definition.annotation
+        return isinstance(kind, type) and kind in self._types
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: "SchemaCreator") -> Any:
+        """Create the schema that another plugin would, and add to it."""
+        kind = field_definition.annotation
+        plugins = (plugin for plugin in schema_creator.plugins if plugin is not self)
+        plugin = next(plugin for plugin in plugins if _supports(plugin, field_definition))
+        schema: Schema | Reference = plugin.to_openapi_schema(field_definition, schema_creator)
+        registry = schema_creator.schema_registry
+        target = registry.from_reference(schema).schema if isinstance(schema, Reference) else schema
+        documentation: str | None = vars(kind).get("__doc__")
+        if documentation and not target.description and not documentation.startswith(f"{kind.__name__}("):
+            target.description = cleandoc(documentation)
+        config = getattr(kind, "__struct_config__", None)
+        if getattr(config, "forbid_unknown_fields", False) or _forbids_extra(kind):
+            target.additional_properties = False
+        if getattr(config, "array_like", False):
+            _make_array_like(target)
+        return schema
+
+
+def _forbids_extra(kind: type) -> bool:
+    """Tell a pydantic model that refuses fields which it does not know."""
+    config = getattr(kind, "model_config", None)
+    return isinstance(config, dict) and config.get("extra") == "forbid"
+
+
+def _make_array_like(schema: Schema) -> None:
+    """Say that a struct is written as an array of its fields, of which the tag is the first."""
+    fields = dict(schema.properties or {})
+    tags = {name: fields.pop(name) for name, field in list(fields.items()) if isinstance(field, Schema) and field.const}
+    schema.type = OpenAPIType.ARRAY
+    schema.prefix_items = [*tags.values(), *fields.values()]
+    schema.min_items = len(schema.required or ())
+    schema.properties = schema.required = schema.additional_properties = None
+
+
+def _supports(plugin: OpenAPISchemaPluginProtocol, field_definition: FieldDefinition) -> bool:
+    if isinstance(plugin, OpenAPISchemaPlugin):
+        return plugin.is_plugin_supported_field(field_definition)
+    return plugin.is_plugin_supported_type(field_definition.annotation)
+
+
+_FIELD_MARKS = ("__struct_fields__", "__dataclass_fields__", "__attrs_attrs__", "__total__", "model_fields")
+"""What structs, dataclasses, attrs classes, typed dicts and pydantic models are known by."""
+
+
+def _classes(annotation: Any) -> set[type]:
+    """The classes with fields that a payload type is made of."""
+    found: set[type] = set()
+    pending: list[Any] = [annotation]
+    while pending:
+        current: Any = pending.pop()
+        pending += get_args(current)
+        origin: Any = get_origin(current)
+        if origin is not None:
+            pending.append(origin)
+        if isinstance(current, type) and current not in found and any(hasattr(current, mark) for mark in _FIELD_MARKS):
+            found.add(current)
+            with contextlib.suppress(NameError, TypeError):
+                pending += get_type_hints(current).values()
+    return found

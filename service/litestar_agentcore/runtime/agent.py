@@ -1,0 +1,123 @@
+"""The agent that is served: its handlers, its tasks, its health, and the workers that it runs on."""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from agentcore_telemetry.metrics import Probes
+from agentcore_telemetry.recording import Telemetry
+
+from litestar_agentcore.protocol.context import span_attributes
+from litestar_agentcore.protocol.headers import HeaderReader
+from litestar_agentcore.protocol.settings import Settings
+from litestar_agentcore.runtime.execution import Execution
+from litestar_agentcore.runtime.handler import Handler, HandlerFunction, inspect_handler, is_coroutine_function, name_of
+from litestar_agentcore.runtime.health import Health
+from litestar_agentcore.runtime.tasks import ActiveTask, TaskRegistry
+from litestar_agentcore.runtime.workers import Workers
+
+if TYPE_CHECKING:
+    from litestar_agentcore.runtime.running import Running
+
+WebSocketHandler = Callable[[Any, Any], Any]
+
+
+class Agent:
+    """Everything that belongs to one agent and is not HTTP.
+
+    Args:
+        settings: How it behaves.
+        as_response: Tells ready-made responses among the values that handlers return; see :class:`Execution`.
+        version: The service's version.
+
+    Raises:
+        TelemetryError: An ``OTEL_*`` variable makes no sense.
+    """
+
+    def __init__(self, settings: Settings, as_response: Callable[[Any], Any], version: str) -> None:
+        self.settings = settings
+        self.health = Health(is_busy=lambda: len(self.tasks) > 0, timeout=settings.ping_timeout_seconds)
+        probes = Probes(
+            active_tasks=lambda: len(self.tasks),
+            ping_status=lambda: self.health.last.value,
+            status_changed_at=lambda: self.health.last_change,
+            worker_loops=lambda: self.workers.loops,
+            sync_queue_length=lambda: self.workers.queue_length,
+        )
+        self.telemetry = Telemetry(version, probes, span_attributes)
+        self.telemetry.agent_name = settings.agent_name or self.telemetry.agent_name
+        self.headers = HeaderReader(self.telemetry.propagated)
+        self.workers = Workers(
+            sync_threads=settings.sync_threads,
+            stall_seconds=settings.stall_seconds,
+            max_loops=settings.max_worker_loops,
+            inline=settings.handler_isolation == "inline",
+            on_stall=self.telemetry.metrics.stalls.add,
+        )
+        self.tasks = TaskRegistry(self.telemetry, on_change=self.health.tasks_changed)
+        self.execution: Execution[Any] = Execution(self.workers, settings.stream_buffer_bytes, as_response)
+        self.entrypoint: Handler | None = None
+        self.websocket_handler: WebSocketHandler | None = None
+        self.running: set[Running] = set()
+        self.shutting_down = False
+        """What ``/ready`` tells."""
+        self.refuses_work = False
+        """Whether new work is refused: a signal has told the process to end, and the server still listens."""
+
+    def register_entrypoint(self, function: HandlerFunction) -> Handler:
+        """Serve this function's answers at ``/invocations`` from now on.
+
+        Args:
+            function: The handler.
+
+        Returns:
+            What is known of it.
+
+        Raises:
+            TypeError: It cannot be called with a payload.
+        """
+        self.entrypoint = inspect_handler(function)
+        self.telemetry.agent_name = self.settings.agent_name or self.entrypoint.name
+        return self.entrypoint
+
+    def register_websocket(self, function: WebSocketHandler) -> None:
+        """Have this function hold the conversations on ``/ws`` from now on.
+
+        Args:
+            function: An async function of ``(websocket, context)``.
+
+        Raises:
+            TypeError: It cannot be called like that, or is not async.
+        """
+        name = name_of(function)
+        if not is_coroutine_function(function):
+            raise TypeError(f"The websocket handler must be an async function, and {name} is none")
+        try:
+            inspect.signature(function).bind(None, None)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"The websocket handler {name} must take (websocket, context): {error}") from None
+        self.websocket_handler = function
+
+    @property
+    def work(self) -> "list[Running | ActiveTask]":
+        """What runs now: invocations, streams and WebSocket conversations, and background tasks; the oldest first."""
+        return sorted([*self.running, *self.tasks.running()], key=lambda work: work.began)
+
+    def describe_work(self) -> str:
+        """What runs now, in the log's words."""
+        kinds = Counter([running.kind for running in self.running] + ["task"] * len(self.tasks))
+        return ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in kinds.items())
+
+    def start(self) -> None:
+        """Be ready for requests, again if need be."""
+        self.shutting_down = self.refuses_work = False
+        self.telemetry.tracer()
+
+    def stop(self) -> None:
+        """Stop the workers. Handlers and tasks that still run are cancelled. Blocks for some seconds at most."""
+        self.shutting_down = True
+        for task in self.tasks.running():
+            task.expire()
+        self.workers.stop()
+        self.telemetry.tracing.flush()

@@ -1,0 +1,189 @@
+"""The registry of background tasks: what an agent still does after it has answered."""
+
+import asyncio
+import functools
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from threading import Lock
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+from agentcore_telemetry.metrics import TaskOutcome
+from agentcore_telemetry.recording import TaskRecord, Telemetry
+
+from litestar_agentcore.protocol.context import RequestValues, current_request
+from litestar_agentcore.runtime.handler import is_coroutine_function, name_of
+from litestar_agentcore.runtime.mailbox import post
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class ActiveTask(msgspec.Struct, frozen=True):
+    """A task that has begun and not ended."""
+
+    name: str
+    metadata: Mapping[str, Any] | None
+    began: float
+    """On the monotonic clock, in seconds."""
+    record: TaskRecord
+    values: RequestValues
+    """What is known of the request that started it."""
+    runner: "asyncio.Task[Any] | None"
+    """The asyncio task that it is, where that is known."""
+    registry: "TaskRegistry"
+    task_id: int
+
+    @property
+    def age(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.began
+
+    def expire(self) -> None:
+        """Count it as lost and cancel it: the service's time to shut down is over."""
+        if not self.registry.lose(self.task_id):
+            return
+        token = current_request.set(self.values)
+        logger.warning(
+            "The task %s of session %s was still running at shutdown, %.1f s old, and is lost; metadata: %s",
+            self.name,
+            self.values.session_id,
+            self.age,
+            self.metadata,
+        )
+        current_request.reset(token)
+        if self.runner is not None:
+            post(self.runner.get_loop(), self.runner.cancel)
+
+
+class TaskRegistry:
+    """Counts the active tasks of an agent. Safe to use from any thread.
+
+    Args:
+        telemetry: Records each task.
+        on_change: Called after the first task begins and after the last one ends.
+    """
+
+    def __init__(self, telemetry: Telemetry, on_change: Callable[[], None]) -> None:
+        self._telemetry = telemetry
+        self._on_change = on_change
+        self._active: dict[int, ActiveTask] = {}
+        self._lock = Lock()
+        self._ids = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def add(
+        self, name: str, metadata: Mapping[str, Any] | None = None, runner: "asyncio.Task[Any] | None" = None
+    ) -> int:
+        """Count a task as active.
+
+        Args:
+            name: What people will know it by.
+            metadata: Whatever else is worth knowing of it.
+            runner: The asyncio task that it is, if it is one.
+
+        Returns:
+            The id to complete it with.
+        """
+        task_id = next(self._ids)
+        record, values = self._telemetry.task(name), current_request.get()
+        task = ActiveTask(name, metadata, time.monotonic(), record, values, runner, self, task_id)
+        with self._lock:
+            self._active[task_id] = task
+            first = len(self._active) == 1
+        if first:
+            self._on_change()
+        return task_id
+
+    def complete(self, task_id: int) -> bool:
+        """Count a task as ended.
+
+        Args:
+            task_id: What :meth:`add` returned.
+
+        Returns:
+            False, after a warning in the log, where no such task is active.
+        """
+        if self._finish(task_id, "completed"):
+            return True
+        logger.warning("Task %s cannot be completed: no such task is active", task_id)
+        return False
+
+    def lose(self, task_id: int) -> bool:
+        """Count a task as lost, because the service ends.
+
+        Args:
+            task_id: What :meth:`add` returned.
+
+        Returns:
+            False where it has ended meanwhile.
+        """
+        return self._finish(task_id, "lost")
+
+    def _finish(self, task_id: int, outcome: TaskOutcome, error: BaseException | None = None) -> bool:
+        with self._lock:
+            task = self._active.pop(task_id, None)
+            last = task is not None and not self._active
+        if task is None:
+            return False
+        task.record.end(outcome, error)
+        if last:
+            self._on_change()
+        logger.debug("Task %s %s after %.3f s", task.name, outcome, task.age)
+        return True
+
+    def running(self) -> list[ActiveTask]:
+        """The active tasks, oldest first."""
+        with self._lock:
+            return list(self._active.values())
+
+    def info(self) -> dict[str, Any]:
+        """The active tasks in the words of the contract.
+
+        Returns:
+            ``{"active_count": n, "running_jobs": [{"name": ..., "duration": seconds}]}``, oldest first.
+        """
+        jobs = [{"name": task.name, "duration": task.age} for task in self.running()]
+        return {"active_count": len(jobs), "running_jobs": jobs}
+
+    def track(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+        """Wrap an async function so that it counts as an active task while it runs.
+
+        Args:
+            function: A coroutine function, a partial of one, or an object whose ``__call__`` is one.
+
+        Returns:
+            A coroutine function of the same name, signature and docstring.
+
+        Raises:
+            ValueError: The function is of another kind.
+        """
+        name = name_of(function)
+        if not is_coroutine_function(function):
+            raise ValueError(f"@async_task can only be applied to async functions, and {name!r} is none")
+
+        @functools.wraps(function)
+        async def tracked(*args: P.args, **kwargs: P.kwargs) -> R:
+            task_id = self.add(name, runner=asyncio.current_task())
+            record = self._active[task_id].record
+            token = record.activate()
+            try:
+                result = await function(*args, **kwargs)
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    logger.exception("Async task %s failed", name)
+                self._finish(task_id, "failed", error)
+                raise
+            else:
+                self._finish(task_id, "completed")
+                return result
+            finally:
+                record.deactivate(token)
+
+        return tracked

@@ -1,0 +1,146 @@
+"""One WebSocket connection, from the handshake to the close."""
+
+import asyncio
+import logging
+from typing import Any
+
+from litestar import WebSocket
+from litestar.exceptions import WebSocketDisconnect
+from litestar.types import Message, Receive, ReceiveMessage, Send
+
+from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
+from litestar_agentcore.protocol.headers import response_headers
+from litestar_agentcore.protocol.models import Refusal, shutting_down
+from litestar_agentcore.protocol.serialization import encode
+from litestar_agentcore.runtime.agent import Agent, WebSocketHandler
+from litestar_agentcore.runtime.handler import name_of
+from litestar_agentcore.runtime.mailbox import mailbox_of
+from litestar_agentcore.runtime.running import Running
+
+logger = logging.getLogger(__name__)
+
+NORMAL_CLOSURE = 1000
+GOING_AWAY = 1001
+POLICY_VIOLATION = 1008
+INTERNAL_ERROR = 1011
+TRY_AGAIN_LATER = 1013
+"""Close codes of RFC 6455, section 7.4.1, and of the registry that it founded."""
+
+AnySocket = WebSocket[Any, Any, Any]
+
+
+class WebSocketSession:
+    """Hands one connection to the author's handler, on a worker loop, and closes it when that is done.
+
+    Args:
+        agent: The agent that is talked to.
+        socket: The connection, before the handshake.
+    """
+
+    def __init__(self, agent: Agent, socket: AnySocket) -> None:
+        self._agent = agent
+        self._scope = socket.scope
+        self._receive = socket.receive
+        self._send = socket.send
+        self._accepted = False
+        self._closed = False
+        self._client_left = False
+
+    async def serve(self) -> None:
+        """Serve the connection until it is closed."""
+        agent = self._agent
+        telemetry = agent.telemetry
+        request = agent.headers.read(self._scope["headers"])
+        values = request.values
+        if request.refusal is not None:
+            await self._refuse(values, request.refusal)
+            return
+        if agent.refuses_work:
+            await self._refuse(values, shutting_down())
+            return
+        parent, experiment = telemetry.parent_of(request.carrier)
+        token = enter_request(values, experiment)
+        self._record = record = telemetry.websocket(self._scope, parent, request.host, request.user_agent)
+        running = Running("WebSocket", values, asyncio.get_running_loop())
+        agent.running.add(running)
+        try:
+            await self._converse(values)
+        except asyncio.CancelledError:
+            if not running.expired:
+                raise
+            running.resume()
+            await self._close(GOING_AWAY)
+        finally:
+            agent.running.discard(running)
+            record.end(101 if self._accepted else 403)
+            current_request.reset(token)
+
+    async def _converse(self, values: RequestValues) -> None:
+        handler = self._agent.websocket_handler
+        if handler is None:
+            logger.error("A WebSocket was opened, and no websocket handler is registered")
+            await self._close(INTERNAL_ERROR)
+            return
+
+        async def run(receive: Receive, send: Send) -> None:
+            await self._run(handler, values, receive, send)
+
+        home = mailbox_of(asyncio.get_running_loop())
+        failure = await self._agent.execution.converse(
+            name_of(handler), home, run, self._receive_message, self._send_message
+        )
+        if failure is None:
+            await self._close(NORMAL_CLOSURE)
+        elif self._client_left:
+            logger.debug("The client left the WebSocket")
+        else:
+            self._record.error = failure.error
+            logger.error("The websocket handler raised", exc_info=failure.error)
+            await self._close(INTERNAL_ERROR)
+
+    async def _run(self, handler: WebSocketHandler, values: RequestValues, receive: Receive, send: Send) -> None:
+        socket: AnySocket = self._scope["litestar_app"].websocket_class(self._scope, receive, send)
+        await handler(socket, values.context(socket))
+
+    async def _receive_message(self) -> ReceiveMessage:
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            self._client_left = self._closed = True
+        return message
+
+    async def _send_message(self, message: Message) -> None:
+        if message["type"] == "websocket.accept":
+            self._accepted = True
+        elif message["type"] == "websocket.close":
+            self._closed = True
+        try:
+            await self._send(message)
+        except (OSError, WebSocketDisconnect):  # the ASGI specification, 2.4: the client is gone
+            self._client_left = self._closed = True
+            raise
+
+    async def _close(self, code: int) -> None:
+        """Close the connection with a code that reaches the client, which takes an accepted handshake."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._accepted and code != NORMAL_CLOSURE:
+            self._accepted = True
+            await self._send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+        await self._send({"type": "websocket.close", "code": code, "reason": ""})
+
+    async def _refuse(self, values: RequestValues, refusal: Refusal) -> None:
+        """Answer a handshake whose headers make no sense: with HTTP where the server can, else with a close code."""
+        token = enter_request(values)
+        logger.warning("The WebSocket was refused: %s", refusal.reason)
+        current_request.reset(token)
+        if "websocket.http.response" not in (self._scope.get("extensions") or {}):
+            await self._close(TRY_AGAIN_LATER if refusal.status == 503 else POLICY_VIOLATION)
+            return
+        ids = response_headers(values.request_id or "", values.session_id)
+        body = encode(refusal.answer)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *ids]
+        start: Any = {"type": "websocket.http.response.start", "status": refusal.status, "headers": headers}
+        await self._send(start)
+        end: Any = {"type": "websocket.http.response.body", "body": body, "more_body": False}
+        await self._send(end)

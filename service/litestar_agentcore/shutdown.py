@@ -1,0 +1,128 @@
+"""The end of a service: new work is refused, what runs may finish for a while, and is then cancelled and named."""
+
+import asyncio
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+from litestar_agentcore.runtime.agent import Agent
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.05
+"""How often it is asked whether the last work has finished."""
+
+SERVER_SECONDS = 5.0
+"""How long the server may take to close connections whose work is done: a client may not read its last answer."""
+
+LEAVE_SECONDS = 1.0
+"""How long inline work that was cancelled may still take to end once the server has closed its connections."""
+
+SignalHandler = Callable[[int, FrameType | None], Any]
+
+
+class Shutdown:
+    """Stands between the signal that ends the process and the server that would obey at once.
+
+    A server that is told to end closes its port first, and only then waits for the clients that it has. Here the port
+    stays open meanwhile: ``/ready`` says 503, ``/ping`` and ``/metrics`` go on answering, and new work is refused. The
+    server is told when the work is done, or was cancelled because its time was over. A second signal makes that now.
+
+    Works with every server that sets its handlers with :func:`signal.signal` before it starts the application, as
+    uvicorn does, however it was started.
+
+    Args:
+        agent: What is to end.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._hurry = False
+        self._draining: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def on_termination(self) -> Iterator[None]:
+        """Take the signals as long as the application lives."""
+        if threading.current_thread() is not threading.main_thread():  # nobody else may set a signal handler
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        servers = {
+            number: handler
+            for number in (signal.SIGTERM, signal.SIGINT)
+            if callable(handler := signal.getsignal(number))
+        }
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self._take(loop, number, servers[signal.Signals(number)])
+
+        for number in servers:
+            signal.signal(number, handle)
+        try:
+            yield
+        finally:
+            for number, handler in servers.items():
+                if signal.getsignal(number) is handle:
+                    signal.signal(number, handler)
+
+    async def finish(self) -> None:
+        """Wait until the work is done or cancelled, where a signal has begun the end."""
+        if self._draining is not None:
+            await self._draining
+
+    def _take(self, loop: asyncio.AbstractEventLoop, number: int, server: SignalHandler) -> None:
+        if self._agent.shutting_down:
+            self._hurry = True
+        self._agent.shutting_down = self._agent.refuses_work = True
+        if self._draining is None or self._draining.done():
+            loop.call_soon_threadsafe(self._begin, loop, number, server)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, number: int, server: SignalHandler) -> None:
+        if self._draining is None:
+            self._draining = loop.create_task(self._drain(number, server))
+        elif self._draining.done():  # the server was told, and is told again
+            server(number, None)
+
+    async def _drain(self, number: int, server: SignalHandler) -> None:
+        agent = self._agent
+        grace = agent.settings.shutdown_grace_seconds
+        if agent.work:
+            logger.info(
+                "Shutting down: %s. What runs has %g s to finish; a second signal ends it now",
+                agent.describe_work(),
+                grace,
+            )
+        deadline = monotonic() + grace
+        # Work ends in many places and on many threads; for once, asking is simpler than being told.
+        while agent.work and not self._hurry and (left := deadline - monotonic()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(min(LOOK_SECONDS, left))
+        for work in agent.work:
+            work.expire()
+            await asyncio.sleep(0)  # one by one: each can say its last word before the next is cancelled
+        _limit_waiting(server, SERVER_SECONDS if self._hurry else max(deadline - monotonic(), 0) + SERVER_SECONDS)
+        server(number, None)
+
+
+def _limit_waiting(server: SignalHandler, seconds: float) -> None:
+    """Keep uvicorn from waiting for ever for a client that does not read its last answer."""
+    config = getattr(getattr(server, "__self__", None), "config", None)
+    if config is not None and getattr(config, "timeout_graceful_shutdown", 0) is None:
+        config.timeout_graceful_shutdown = math.ceil(seconds)
+
+
+async def leave_behind() -> None:
+    """Have the server's loop not wait for tasks that do not let themselves be cancelled, as it would for ever."""
+    cancelled = {task for task in asyncio.all_tasks() if task.cancelling()}
+    if not cancelled:
+        return
+    _, stuck = await asyncio.wait(cancelled, timeout=LEAVE_SECONDS)
+    for task in stuck:
+        logger.warning("A task did not end when it was cancelled, and is left behind: %r", task)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - as asyncio.gather() does
+        asyncio._unregister_task(task)  # noqa: SLF001 - documented, for those who extend asyncio

@@ -1,0 +1,362 @@
+"""One record for each thing that is observed: it opens the span and the gauge, and closes span and metrics at once."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from time import perf_counter
+from typing import Any, ClassVar
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Status, StatusCode, TraceFlags
+from opentelemetry.util.types import AttributeValue
+
+from agentcore_telemetry.metrics import AgentMetrics, Mode, Outcome, Probes, TaskOutcome
+from agentcore_telemetry.propagation import experiment_attributes, extract_context
+from agentcore_telemetry.tracing import RequestAttributes, Tracing
+
+Scope = Mapping[str, Any]
+"""An ASGI connection scope."""
+
+_NO_ATTRIBUTES: dict[str, str] = {}
+_SERVER_ERROR = 500
+_CLIENT_ERROR = 400
+_OK = 200
+
+
+class Telemetry:
+    """The traces and metrics of one service.
+
+    Args:
+        version: The service's version.
+        probes: What is true of it at each scrape; ``spans_dropped`` is filled in here.
+        request_attributes: Tells the attributes that every span of the current request is to carry.
+
+    Raises:
+        TelemetryError: An ``OTEL_*`` variable makes no sense.
+    """
+
+    def __init__(self, version: str, probes: Probes, request_attributes: RequestAttributes) -> None:
+        self.tracing = Tracing(request_attributes, version)
+        probes.spans_dropped = lambda: self.tracing.dropped
+        self.metrics = AgentMetrics(version, probes)
+        self.agent_name = "agent"
+        """What the agent is called: in its spans, and as the service where the environment names none."""
+
+    def tracer(self) -> trace.Tracer:
+        """The tracer; set up on first use."""
+        return self.tracing.tracer(self.agent_name)
+
+    @property
+    def propagated(self) -> frozenset[str]:
+        """The names of the headers that carry trace context and baggage, in lower case."""
+        return frozenset(name.lower() for name in self.tracing.propagator.fields)
+
+    def parent_of(self, carrier: Mapping[str, str] | None) -> tuple[Context, dict[str, str]]:
+        """Find the context that a request was sent in.
+
+        Args:
+            carrier: Those of its headers that are :attr:`propagated`, where there is one.
+
+        Returns:
+            The parent of its span, and the attributes that come from its baggage.
+        """
+        if carrier is None and not (current := otel_context.get_current()):
+            return current, _NO_ATTRIBUTES
+        parent = extract_context(carrier, self.tracing.propagator)
+        return parent, experiment_attributes(parent)
+
+    def invocation(self, scope: Scope, parent: Context, host: str | None, user_agent: str | None) -> "InvocationRecord":
+        """Begin to record an invocation, in the current context.
+
+        Args:
+            scope: Its ASGI scope.
+            parent: The parent of its span.
+            host: Its ``Host`` header.
+            user_agent: Its ``User-Agent`` header.
+        """
+        return InvocationRecord(self, scope, parent, host, user_agent)
+
+    def websocket(self, scope: Scope, parent: Context, host: str | None, user_agent: str | None) -> "WebSocketRecord":
+        """Begin to record a WebSocket connection, in the current context.
+
+        Args:
+            scope: Its ASGI scope.
+            parent: The parent of its span.
+            host: Its ``Host`` header.
+            user_agent: Its ``User-Agent`` header.
+        """
+        return WebSocketRecord(self, scope, parent, host, user_agent)
+
+    def attributes_of(
+        self, scope: Scope, method: str, route: str, host: str | None, user_agent: str | None
+    ) -> dict[str, AttributeValue]:
+        """The attributes that the HTTP and generative AI conventions give the span of a server.
+
+        Args:
+            scope: The ASGI scope of the request.
+            method: Its method.
+            route: The path's template.
+            host: Its ``Host`` header.
+            user_agent: Its ``User-Agent`` header.
+        """
+        attributes: dict[str, AttributeValue] = {
+            "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.agent.name": self.agent_name,
+            "http.request.method": method,
+            "http.route": route,
+            "url.path": scope["path"],
+            "url.scheme": scope.get("scheme", "http"),
+        }
+        address, port = _server(scope, host)
+        if address:
+            attributes["server.address"] = address
+        if port is not None:
+            attributes["server.port"] = port
+        if client := scope.get("client"):
+            attributes["client.address"] = client[0]
+        if user_agent:
+            attributes["user_agent.original"] = user_agent
+        return attributes
+
+    def task(self, name: str) -> "TaskRecord":
+        """Begin to record a background task, as a child of the current span.
+
+        Args:
+            name: What it is called.
+        """
+        return TaskRecord(self, name)
+
+
+class _ServerRecord:
+    """What invocations and WebSockets have in common: a SERVER span that is current until the end."""
+
+    __slots__ = ("_recorded", "_span", "_telemetry", "_token", "error")
+
+    name: ClassVar[str]
+    """What the span is called: the method and the route."""
+    method: ClassVar[str]
+    route: ClassVar[str]
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        scope: Scope,
+        parent: Context,
+        host: str | None,
+        user_agent: str | None,
+    ) -> None:
+        self._telemetry = telemetry
+        self._token = None
+        self.error: BaseException | None = None
+        """What the handler raised, if anything."""
+        tracing = telemetry.tracing
+        if tracing.disabled and not parent:
+            self._span: trace.Span = trace.INVALID_SPAN
+            self._recorded = False
+            return
+        attributes = {}
+        if not tracing.disabled:
+            attributes = telemetry.attributes_of(scope, self.method, self.route, host, user_agent)
+        self._span = span = tracing.start_server_span(self.name, parent, attributes, telemetry.agent_name)
+        self._recorded = span.is_recording()
+        # Nothing has to be made current where there is neither a span nor anything that came with the request.
+        if parent or span is not trace.INVALID_SPAN:
+            self._token = otel_context.attach(trace.set_span_in_context(span, parent))
+
+    def _note(self, key: str, value: AttributeValue) -> None:
+        span: Any = self._span
+        getattr(span, "know", span.set_attribute)(key, value)
+
+    def _close(self, status: int | None) -> None:
+        span = self._span
+        if self._token is not None:
+            otel_context.detach(self._token)
+        if self._recorded:
+            if status is not None:
+                self._note("http.response.status_code", status)
+            _set_failure(span, self.error, status)
+        span.end()
+
+
+class InvocationRecord(_ServerRecord):
+    """One invocation, from its request to the last byte of its answer."""
+
+    __slots__ = ("_began", "_chunks", "expired", "left", "mode", "rejected", "status")
+
+    name, method, route = "POST /invocations", "POST", "/invocations"
+
+    def __init__(
+        self, telemetry: Telemetry, scope: Scope, parent: Context, host: str | None, user_agent: str | None
+    ) -> None:
+        self._began = perf_counter()
+        self._chunks = 0
+        self.mode: Mode = "unary"
+        self.status: int | None = None
+        """The HTTP status of the answer."""
+        self.left = False
+        """Whether the client went away before the end."""
+        self.rejected = False
+        """Whether the service would not take it."""
+        self.expired = False
+        """Whether it was cancelled because it took too long."""
+        telemetry.metrics.invocations.begin()
+        super().__init__(telemetry, scope, parent, host, user_agent)
+
+    def leave(self) -> None:
+        """Take note that the client went away."""
+        self.left = True
+
+    def chunks(self, count: int) -> None:
+        """Take note of events that were sent.
+
+        Args:
+            count: How many.
+        """
+        tallies = self._telemetry.metrics.invocations
+        if not self._chunks:
+            tallies.first_chunk(perf_counter() - self._began, _trace_id_of(self._span))
+        self._chunks += count
+        tallies.chunks(count)
+
+    def end(self) -> None:
+        """Close the span and count the invocation."""
+        outcome = self._outcome()
+        trace_id = None
+        if self._recorded:
+            trace_id = _trace_id_of(self._span)
+            if self.mode == "stream":
+                self._note("agentcore.stream.chunks", self._chunks)
+                self._note("agentcore.stream.outcome", _STREAM_OUTCOMES.get(outcome, "error"))
+        seconds = perf_counter() - self._began
+        self._telemetry.metrics.invocations.end(self.mode, outcome, seconds, trace_id)
+        if self._span is trace.INVALID_SPAN:
+            return
+        if self._recorded and self.expired and self.error is None and self.status == _OK:
+            self._note("error.type", "timeout")  # the status was sent before it was known how this would end
+            self._span.set_status(Status(StatusCode.ERROR, "timeout"))
+        self._close(self.status)
+
+    def _outcome(self) -> Outcome:
+        if self.left:
+            return "disconnected"
+        if self.expired:
+            return "timeout"
+        if self.rejected:
+            return "rejected"
+        if self.status is None or self.status >= _SERVER_ERROR:
+            return "server_error"
+        if self.status >= _CLIENT_ERROR:
+            return "client_error"
+        return "server_error" if self.mode == "stream" and self.error is not None else "ok"
+
+
+_STREAM_OUTCOMES = {"ok": "completed", "disconnected": "disconnected"}
+
+
+class WebSocketRecord(_ServerRecord):
+    """One WebSocket connection."""
+
+    __slots__ = ()
+
+    name, method, route = "GET /ws", "GET", "/ws"
+
+    def __init__(
+        self, telemetry: Telemetry, scope: Scope, parent: Context, host: str | None, user_agent: str | None
+    ) -> None:
+        telemetry.metrics.websockets.add()
+        super().__init__(telemetry, scope, parent, host, user_agent)
+
+    def end(self, status: int) -> None:
+        """Close the span.
+
+        Args:
+            status: The HTTP status of the handshake: 101 where it was accepted.
+        """
+        self._telemetry.metrics.websockets.add(-1)
+        self._close(status)
+
+
+class TaskRecord:
+    """One background task, from its start to its end; it may outlive the request that started it."""
+
+    __slots__ = ("_began", "_name", "_span", "_telemetry")
+
+    def __init__(self, telemetry: Telemetry, name: str) -> None:
+        self._began = perf_counter()
+        self._telemetry = telemetry
+        self._name = name
+        self._span = telemetry.tracer().start_span(f"async_task {name}")
+
+    def activate(self) -> Any:
+        """Make the span current here; returns what :meth:`deactivate` takes."""
+        return otel_context.attach(trace.set_span_in_context(self._span))
+
+    def deactivate(self, token: Any) -> None:
+        """Make the span before it current again.
+
+        Args:
+            token: What :meth:`activate` returned.
+        """
+        otel_context.detach(token)
+
+    def end(self, outcome: TaskOutcome, error: BaseException | None = None) -> None:
+        """Close the span and count the task.
+
+        Args:
+            outcome: How it ended.
+            error: What it raised, if anything.
+        """
+        seconds = perf_counter() - self._began
+        self._telemetry.metrics.tasks.end(self._name, outcome, seconds, _trace_id_of(self._span))
+        if self._span.is_recording():
+            if error is not None:
+                _set_failure(self._span, error, None)
+            elif outcome != "completed":
+                self._span.set_status(Status(StatusCode.ERROR, outcome))
+        self._span.end()
+
+
+def _trace_id_of(span: trace.Span) -> int | None:
+    """What leads from a metric to a trace, where that trace will be found."""
+    if not span.is_recording():
+        return None
+    context = span.get_span_context()
+    return context.trace_id if context.trace_flags & TraceFlags.SAMPLED else None
+
+
+def _set_failure(span: trace.Span, error: BaseException | None, status: int | None) -> None:
+    """Say what went wrong, as the HTTP conventions have it: a 4xx is the client's fault and no error of ours."""
+    if error is not None and (status is None or status >= _SERVER_ERROR or status < _CLIENT_ERROR):
+        span.record_exception(error)
+        span.set_attribute("error.type", _type_name(error))
+        span.set_status(Status(StatusCode.ERROR, _type_name(error)))
+    elif status is not None and status >= _SERVER_ERROR:
+        span.set_attribute("error.type", str(status))
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _server(scope: Scope, host: str | None) -> tuple[str | None, int | None]:
+    """The address that the client asked for, by its ``Host`` header where there is one."""
+    server: Sequence[Any] = scope.get("server") or (None, None)
+    if not host:
+        return server[0], server[1]
+    name, port = _address_of(host) if len(host) <= _LONGEST_REMEMBERED else _parse_address(host)
+    return name, server[1] if port is None else port
+
+
+def _parse_address(host: str) -> tuple[str, int | None]:
+    name, separator, port = host.rpartition(":")
+    if separator and port.isascii() and port.isdigit() and len(port) <= _PORT_DIGITS:
+        return name, int(port)
+    return host, None
+
+
+_PORT_DIGITS = 5
+_LONGEST_REMEMBERED = 255
+_address_of = lru_cache(maxsize=256)(_parse_address)
