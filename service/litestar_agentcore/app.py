@@ -96,15 +96,13 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
 
         return keeping
 
-    def entrypoint(self, function: AnyFunction) -> AnyFunction:  # noqa: D102 - inherited
-        self._plugin.entrypoint(function)
+    def _register_entrypoint(self, function: AnyFunction, payload: Any) -> AnyFunction:
+        self._plugin.entrypoint(function, payload=payload)
         # ``handler.run()`` starts the server. An object may have a ``run`` of its own, which is left alone.
         if inspect.isfunction(function) or not hasattr(function, "run"):
             with contextlib.suppress(AttributeError, TypeError):
                 function.run = self._run_entrypoint  # type: ignore[attr-defined]
         return function
-
-    entrypoint.__doc__ = AgentAuthoring.entrypoint.__doc__
 
     def _run_entrypoint(self, port: int = 8080, host: str | None = None) -> None:
         self.run(port, host)

@@ -65,12 +65,10 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         if entrypoint is not None:
             self.entrypoint(entrypoint)
 
-    def entrypoint(self, function: AnyFunction) -> AnyFunction:  # noqa: D102 - inherited
-        super().entrypoint(function)
+    def _register_entrypoint(self, function: AnyFunction, payload: Any) -> AnyFunction:
+        super()._register_entrypoint(function, payload)
         self._document()
         return function
-
-    entrypoint.__doc__ = AgentAuthoring.entrypoint.__doc__
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Mount the endpoints; called by Litestar."""

@@ -2,45 +2,54 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-import msgspec
+from typing import Any, Generic, Protocol, TypeVar
 
 from litestar_agentcore.protocol.serialization import encode
+from litestar_agentcore.runtime.agent_loop import AgentLoop, HandlerLoop, InlineLoop, Spawned
+from litestar_agentcore.runtime.asgi_bridge import AsgiBridge, Receive, Send
+from litestar_agentcore.runtime.callbacks import CallbackQueue
+from litestar_agentcore.runtime.failure import Failure
 from litestar_agentcore.runtime.handler import Handler, HandlerKind
-from litestar_agentcore.runtime.mailbox import Mailbox
-from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, stream_of
-from litestar_agentcore.runtime.workers import Workers
-
-if TYPE_CHECKING:
-    from litestar_agentcore.runtime.loops import LoopCall
+from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, PlainEventStream
+from litestar_agentcore.runtime.threads import ThreadPool
 
 Response = TypeVar("Response")
-Channel = Callable[..., Awaitable[Any]]
 
 _PLAIN_VALUES = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
 """Types of which a value is neither a generator nor a response."""
 
-
-class Failure(msgspec.Struct, frozen=True):
-    """A handler raised."""
-
-    error: BaseException
+_ON_LOOP = frozenset({HandlerKind.COROUTINE, HandlerKind.ONE_STEP})
 
 
-class Pending:
-    """A handler that was called and has not answered yet."""
+class Observer(Protocol):
+    """Who is told, on the handler's side, of what a handler raised."""
 
-    __slots__ = ("call", "outcome")
+    def describe(self, error: BaseException) -> Failure:
+        """Make of it what its client is to be told."""
+
+    def note(self, error: BaseException) -> None:
+        """Record it; a stream has told its client."""
+
+
+class HandlerCall:
+    """A handler that was called and has not answered yet.
+
+    Args:
+        outcome: Belongs to the loop that asked.
+    """
+
+    __slots__ = ("_ended", "_on_end", "outcome", "spawned")
 
     def __init__(self, outcome: "asyncio.Future[Any]") -> None:
         self.outcome = outcome
         """The encoded value, the stream of what it yields, the response that it made itself, or its failure. Whoever
         settles it first lets the handler run on unheard."""
-        self.call: LoopCall | None = None
+        self.spawned: Spawned | None = None
+        self._ended = False
+        self._on_end: Callable[[], object] | None = None
 
     def abandon(self) -> None:
         """Settle the outcome with ``None``: nobody waits for it any more."""
@@ -50,31 +59,75 @@ class Pending:
     def cancel(self) -> None:
         """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
         self.outcome.cancel()
-        if self.call is not None:
-            self.call.cancel()
+        if self.spawned is not None:
+            self.spawned.cancel()
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call a function once the handler has returned; at once where it has. On the loop that asked.
+
+        Args:
+            function: What to call.
+        """
+        self._on_end = function
+        if self._ended:
+            function()
+
+    def settle(self, result: object) -> None:
+        """Take what the handler came to. On the loop that asked.
+
+        Args:
+            result: What :attr:`outcome` promises.
+        """
+        if not self.outcome.done():
+            self.outcome.set_result(result)
+        elif isinstance(result, EventStream):
+            result.close()  # whoever asked is gone
+        self._ended = True
+        if self._on_end is not None:
+            self._on_end()
 
 
 class Execution(Generic[Response]):
-    """Runs handlers on the workers.
+    """Runs handlers where the rule says: on the agent's loop, or in a thread of the pool.
 
     Args:
-        workers: Where handlers run.
+        agent_loop: Where async handler code runs.
+        pool: The threads for what may block.
+        inline: Whether the loop that accepts a request stands in for the agent's.
         stream_capacity: How many bytes of a stream may wait for its client.
         as_response: Tells a ready-made response among the values that handlers return, and gives what to do with it;
             ``None`` for a value that is to be encoded.
     """
 
-    def __init__(self, workers: Workers, stream_capacity: int, as_response: Callable[[Any], Response | None]) -> None:
-        self._workers = workers
+    def __init__(
+        self,
+        agent_loop: AgentLoop,
+        pool: ThreadPool,
+        *,
+        inline: bool,
+        stream_capacity: int,
+        as_response: Callable[[Any], Response | None],
+    ) -> None:
+        self._agent_loop = agent_loop
+        self._pool = pool
+        self._inline = inline
         self._stream_capacity = stream_capacity
         self._as_response = as_response
 
+    def has_room_for(self, handler: Handler) -> bool:
+        """Tell whether a handler may be called: a plain generator may hold a thread for as long as its client reads.
+
+        Args:
+            handler: The inspected handler.
+        """
+        return handler.kind is not HandlerKind.PLAIN_GENERATOR or not self._pool.is_full
+
     def runs_here(self, handler: Handler) -> bool:
         """Tell whether a handler is to be called with :meth:`call_here`."""
-        return self._workers.inline and handler.kind is HandlerKind.COROUTINE
+        return self._inline and handler.kind in _ON_LOOP
 
     async def call_here(
-        self, handler: Handler, payload: Any, context: Any, home: Mailbox
+        self, handler: Handler, payload: Any, context: Any, callbacks: CallbackQueue, observer: Observer
     ) -> bytes | EventStream | Response | Failure:
         """Call an async handler on this loop, in this task.
 
@@ -82,129 +135,216 @@ class Execution(Generic[Response]):
             handler: The inspected handler.
             payload: Its first argument.
             context: Its second argument, where it takes one.
-            home: Reaches this loop.
+            callbacks: Reach this loop.
+            observer: Is told of what it raises.
 
         Returns:
-            What :class:`Pending` promises.
+            What :class:`HandlerCall` promises. Of an :class:`AsyncEventStream` this task is to run ``iterate()``.
         """
         try:
-            return self._result(await handler.call(payload, context), home)
+            value = await handler.call(payload, context)
+            if isinstance(value, Generator):
+                stream = self._plain_stream(value, callbacks, observer)
+                self._pool.submit(partial(copy_context().run, stream.iterate))
+                return stream
+            if isinstance(value, AsyncGenerator):
+                return AsyncEventStream(value, callbacks, self._stream_capacity, observer.note)
+            return self._result(value)
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise  # not the handler's own
-            return Failure(error)
+            return observer.describe(error)
         except BaseException as error:
-            return Failure(error)
+            return observer.describe(error)
 
-    def call(self, handler: Handler, payload: Any, context: Any, home: Mailbox) -> Pending | EventStream | Failure:
+    def call(
+        self, handler: Handler, payload: Any, context: Any, callbacks: CallbackQueue, observer: Observer
+    ) -> HandlerCall | EventStream | Failure:
         """Call a handler where handlers of its kind run, in a copy of the current context.
 
         Args:
             handler: The inspected handler.
             payload: Its first argument.
             context: Its second argument, where it takes one.
-            home: Reaches this loop.
+            callbacks: Reach this loop.
+            observer: Is told of what it raises.
 
         Returns:
             The stream of an async generator, or what is to be awaited.
         """
         if handler.kind is HandlerKind.ASYNC_GENERATOR:
             try:
-                source, loop = handler.call(payload, context), self._workers.loop_for(home)
-                return AsyncEventStream(source, loop, copy_context(), home, self._stream_capacity, handler.name)
+                source = handler.call(payload, context)
             except Exception as error:  # a callable object may do more than make a generator
-                return Failure(error)
-        pending = Pending(home.loop.create_future())
+                return observer.describe(error)
+            stream = AsyncEventStream(source, callbacks, self._stream_capacity, observer.note)
+            self._loop_for(callbacks).spawn(stream.iterate(), copy_context(), handler.name)
+            return stream
+        call = HandlerCall(callbacks.loop.create_future())
         if handler.kind is HandlerKind.COROUTINE:
-            run = self._await(partial(handler.call, payload, context), home, pending.outcome)
-            pending.call = self._workers.spawn(home, run, copy_context(), handler.name)
+            run = self._run(partial(handler.call, payload, context), call, callbacks, observer)
+            call.spawned = self._loop_for(callbacks).spawn(run, copy_context(), handler.name)
         else:
-            run_plain = self._call_plain
-            self._workers.pool.submit(partial(copy_context().run, run_plain, handler, payload, context, home, pending))
-        return pending
+            arguments = handler, payload, context, call, callbacks, observer
+            self._pool.submit(partial(copy_context().run, self._run_in_thread, *arguments))
+        return call
 
-    async def converse(
-        self, name: str, home: Mailbox, function: Callable[..., Awaitable[None]], *channels: Channel
-    ) -> Failure | None:
-        """Run an async function where async handlers run, while it talks with this loop.
+    def _loop_for(self, callbacks: CallbackQueue) -> HandlerLoop:
+        return InlineLoop(callbacks) if self._inline else self._agent_loop
+
+    async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the agent's loop and wait for it, from another loop; a cancellation crosses over.
+
+        Args:
+            coroutine: What to run, in a copy of the current context.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            TypeError: It is no coroutine.
+        """
+        if not asyncio.iscoroutine(coroutine):
+            raise TypeError(f"agent.run() takes a coroutine, and {coroutine!r} is none")
+        if self._inline or asyncio.get_running_loop() is self._agent_loop.loop:
+            return await coroutine
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._agent_loop.loop))
+
+    async def serve_asgi(
+        self,
+        name: str,
+        callbacks: CallbackQueue,
+        function: Callable[[Receive, Send], Coroutine[Any, Any, None]],
+        receive: Receive,
+        send: Send,
+    ) -> BaseException | None:
+        """Run an async function on the agent's loop while it receives and sends on this one.
 
         Args:
             name: What people know it by.
-            home: Reaches this loop.
-            function: What to run; it is called with the channels.
-            *channels: Async functions of this loop. What the function gets in their place can be awaited on its own.
+            callbacks: Reach this loop.
+            function: What to run. It is called with the ASGI functions that it is to use.
+            receive: The ASGI receive function of this loop.
+            send: The ASGI send function of this loop.
 
         Returns:
-            Its failure, if it raised.
+            What it raised, if anything.
         """
-        outcome: asyncio.Future[Failure | None] = home.loop.create_future()
-        bridges = (
-            channels if self._workers.inline else tuple(partial(_cross, home.loop, channel) for channel in channels)
-        )
+        outcome: asyncio.Future[BaseException | None] = callbacks.loop.create_future()
+        bridge = None if self._inline else AsgiBridge(callbacks, self._agent_loop.loop, receive, send)
 
         async def run() -> None:
-            failure = None
+            error = None
             try:
-                await function(*bridges)
-            except BaseException as error:
-                failure = Failure(error)
-            home.post(_settle, outcome, failure)
+                await (function(receive, send) if bridge is None else function(bridge.receive, bridge.send))
+            except BaseException as raised:
+                error = raised
+            callbacks.call_soon(_settle, outcome, error)
 
-        call = self._workers.spawn(home, run(), copy_context(), name)
+        spawned = self._loop_for(callbacks).spawn(run(), copy_context(), name)
         try:
-            return await outcome
+            error = await outcome
         except asyncio.CancelledError:
-            call.cancel()
+            spawned.cancel()
+            if bridge is not None:
+                await bridge.close(wait=False)
             raise
+        if bridge is not None:
+            await bridge.close(wait=True)
+        return error
 
-    async def _await(self, start: Callable[[], Awaitable[Any]], home: Mailbox, outcome: "asyncio.Future[Any]") -> None:
-        result: Any
+    async def _run(
+        self, start: Callable[[], Awaitable[Any]], call: HandlerCall, callbacks: CallbackQueue, observer: Observer
+    ) -> None:
+        """Run a coroutine handler, and iterate the async generator that it returns in the same task."""
+        stream: AsyncEventStream | None = None
         try:
-            result = self._result(await start(), home)
+            value = await start()
+            result: Any
+            if type(value) in _PLAIN_VALUES:
+                result = encode(value)
+            elif isinstance(value, AsyncGenerator):
+                result = stream = AsyncEventStream(value, callbacks, self._stream_capacity, observer.note)
+            elif isinstance(value, Generator):
+                result = plain = self._plain_stream(value, callbacks, observer)
+                self._pool.submit(partial(copy_context().run, plain.iterate))
+            else:
+                result = self._result(value)
         except BaseException as error:
-            result = Failure(error)
-        home.post(_settle, outcome, result)
+            unheard = isinstance(error, asyncio.CancelledError) and call.outcome.done()
+            result = None if unheard else observer.describe(error)
+        callbacks.call_soon(call.settle, result)
+        if stream is not None:
+            await stream.iterate()
 
-    def _call_plain(self, handler: Handler, payload: Any, context: Any, home: Mailbox, pending: Pending) -> None:
-        outcome = pending.outcome
+    def _run_in_thread(
+        self,
+        handler: Handler,
+        payload: Any,
+        context: Any,
+        call: HandlerCall,
+        callbacks: CallbackQueue,
+        observer: Observer,
+    ) -> None:
+        if call.outcome.cancelled():  # while it waited for a thread
+            callbacks.call_soon(call.settle, None)
+            return
+        stream: PlainEventStream | None = None
         result: Any
+        # Both what a coroutine without an await does and what its value does when it is encoded may ask for the loop.
+        running = self._agent_loop.loop if handler.kind is HandlerKind.ONE_STEP else None
+        asyncio._set_running_loop(running)  # noqa: SLF001 - documented for those who implement loops
         try:
             value = handler.call(payload, context)
-            if inspect.isawaitable(value):  # a plain function around an async one
-                if outcome.cancelled():
-                    if inspect.iscoroutine(value):
-                        value.close()
-                    return
-                run = self._await(lambda: value, home, outcome)
-                pending.call = call = self._workers.spawn(home, run, copy_context(), handler.name)
-                if outcome.cancelled():  # in between, when there was no call to cancel yet
-                    call.cancel()
+            if running is not None:
+                value = _only_step(value)
+            if type(value) in _PLAIN_VALUES:
+                result = encode(value)
+            elif isinstance(value, Generator):
+                result = stream = self._plain_stream(value, callbacks, observer)
+            elif isinstance(value, AsyncGenerator):
+                result = AsyncEventStream(value, callbacks, self._stream_capacity, observer.note)
+                self._loop_for(callbacks).spawn(result.iterate(), copy_context(), handler.name)
+            elif inspect.isawaitable(value):  # a plain function around an async one
+                run = self._run(lambda: value, call, callbacks, observer)
+                call.spawned = spawned = self._loop_for(callbacks).spawn(run, copy_context(), handler.name)
+                if call.outcome.cancelled():  # in between, when there was nothing to cancel yet
+                    spawned.cancel()
                 return
-            result = self._result(value, home)
+            else:
+                result = self._result(value)
         except BaseException as error:
-            result = Failure(error)
-        home.post(_settle, outcome, result)
+            result = observer.describe(error)
+        finally:
+            asyncio._set_running_loop(None)  # noqa: SLF001
+        callbacks.call_soon(call.settle, result)
+        if stream is not None:
+            stream.iterate()
 
-    def _result(self, value: Any, home: Mailbox) -> bytes | EventStream | Response:
+    def _plain_stream(
+        self, source: Generator[Any, Any, Any], callbacks: CallbackQueue, observer: Observer
+    ) -> PlainEventStream:
+        return PlainEventStream(source, self._pool, callbacks, self._stream_capacity, observer.note)
+
+    def _result(self, value: Any) -> bytes | Response:
         """Encode what a handler returned, here on the handler's side, where a large value holds nobody up."""
         if type(value) in _PLAIN_VALUES:
             return encode(value)
-        if (stream := stream_of(value, self._workers, home, self._stream_capacity)) is not None:
-            return stream
         if (response := self._as_response(value)) is not None:
             return response
         return encode(value)
 
 
-async def _cross(home: asyncio.AbstractEventLoop, channel: Channel, *args: Any) -> Any:
-    async def call() -> Any:
-        return await channel(*args)
-
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), home))
+def _only_step(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine that has one step, and return its value."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError(f"{coroutine!r} has no await and waits all the same")
 
 
 def _settle(outcome: "asyncio.Future[Any]", result: object) -> None:
     if not outcome.done():
         outcome.set_result(result)
-    elif isinstance(result, EventStream):
-        result.close()  # whoever asked is gone
