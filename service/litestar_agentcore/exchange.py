@@ -9,6 +9,7 @@ from litestar.types import Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
 from litestar_agentcore.answer import CLOSE, Answer, ErrorResponse, RawHeader
+from litestar_agentcore.asgi_bridge import serve_on_agent_loop
 from litestar_agentcore.debug_actions import debug_action
 from litestar_agentcore.disconnects import DisconnectWatcher
 from litestar_agentcore.protocol.context import current_request, enter_request
@@ -151,32 +152,21 @@ class InvocationExchange:
         execution = self._agent.execution
         if not execution.has_room_for(handler):
             raise Refusal(503, "Service busy", "Every thread is taken by a stream whose client reads slowly")
-        if execution.runs_here(handler):
-            disconnects.watch(answer, receive, answer.record.leave)
-            try:
-                outcome = await execution.call_here(handler, payload, context, disconnects.callbacks, answer)
-            finally:
-                disconnects.unwatch(answer)
-            if not answer.record.left:
-                return outcome
+        call = HandlerCall(execution, handler, payload, context, disconnects.callbacks, answer)
+        here = execution.runs_here(handler)
+        disconnects.watch(call, receive, answer.record.leave if here else call.abandon)
+        try:
+            outcome = await (call.run_here() if here else call.run())
+        finally:
+            disconnects.unwatch(call)
+        if outcome is None:
+            answer.list_until(call)
+        elif here and answer.record.left:
             if isinstance(outcome, EventStream):
                 outcome.close()
             if isinstance(outcome, AsyncEventStream):
                 await outcome.iterate()  # which closes its generator
             return None
-        call = execution.call(handler, payload, context, disconnects.callbacks, answer)
-        if not isinstance(call, HandlerCall):
-            return call
-        disconnects.watch(call, receive, call.abandon)
-        try:
-            outcome = await call.outcome
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        finally:
-            disconnects.unwatch(call)
-        if outcome is None:
-            answer.list_until(call)
         return outcome
 
     async def _expire(self, answer: Answer) -> None:
@@ -225,8 +215,7 @@ class InvocationExchange:
 
         handler = self._agent.entrypoint
         name = handler.name if handler is not None else "a response"
-        callbacks = callbacks_of(asyncio.get_running_loop())
-        error = await self._agent.execution.serve_asgi(name, callbacks, respond, watched_receive, answer.send)
+        error = await serve_on_agent_loop(self._agent.execution, name, respond, watched_receive, answer.send)
         if error is None:
             return
         if answer.started:

@@ -8,12 +8,12 @@ from litestar import WebSocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
 
+from litestar_agentcore.asgi_bridge import serve_on_agent_loop
 from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
 from litestar_agentcore.protocol.headers import response_headers
 from litestar_agentcore.protocol.models import Refusal, shutting_down
 from litestar_agentcore.protocol.serialization import encode
 from litestar_agentcore.runtime.agent import Agent, WebSocketHandler
-from litestar_agentcore.runtime.callbacks import callbacks_of
 from litestar_agentcore.runtime.handler import name_of
 from litestar_agentcore.runtime.running import Running
 
@@ -85,9 +85,8 @@ class WebSocketConnection:
         async def run(receive: Receive, send: Send) -> None:
             await self._run(handler, values, receive, send)
 
-        callbacks = callbacks_of(asyncio.get_running_loop())
-        error = await self._agent.execution.serve_asgi(
-            name_of(handler), callbacks, run, self._receive_message, self._send_message
+        error = await serve_on_agent_loop(
+            self._agent.execution, name_of(handler), run, self._receive_message, self._send_message
         )
         if error is None:
             await self._close(NORMAL_CLOSURE)

@@ -56,7 +56,7 @@ class Agent:
         self.loop = AgentLoop(settings.stall_seconds, on_stall=self.telemetry.metrics.stalls.add)
         self.pool = ThreadPool(settings.sync_threads, "agentcore-sync", settings.parked_threads)
         self.tasks = TaskRegistry(self.telemetry, on_change=self.health.tasks_changed)
-        self.execution: Execution[Any] = Execution(
+        self.execution = Execution(
             self.loop,
             self.pool,
             inline=settings.handler_isolation == "inline",

@@ -12,11 +12,12 @@ import traceback
 import weakref
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from functools import partial
 from time import monotonic
 from types import FrameType
-from typing import Any, NamedTuple, Protocol, TypeVarTuple, Unpack
+from typing import Any, TypeVarTuple, Unpack
 
-from litestar_agentcore.runtime.callbacks import CallbackQueue, call_threadsafe
+from litestar_agentcore.runtime.callbacks import call_threadsafe
 from litestar_agentcore.runtime.tasks import register_if_tracked
 from litestar_agentcore.runtime.threads import ThreadPool
 from litestar_agentcore.runtime.watchdog import Runner, Watchdog
@@ -31,11 +32,33 @@ CANCEL_SECONDS = 5.0
 """How long tasks that are cancelled at the end of a lifespan may take to end."""
 
 
-class _Kept(NamedTuple):
-    """What is known of a task of the loop."""
+Cancel = Callable[[], object]
+"""Cancels a coroutine that was spawned."""
 
-    name: str
-    context: Context | None
+
+class _DaemonExecutor(concurrent.futures.Executor):
+    """Serves ``asyncio.to_thread()`` with daemon threads: the interpreter waits for all others before it ends."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPool(min(32, (os.cpu_count() or 1) + 4), "agentcore-to-thread")
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "concurrent.futures.Future[Any]":
+        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def call() -> None:
+            if outcome.set_running_or_notify_cancel():
+                try:
+                    result = fn(*args, **kwargs)
+                except BaseException as error:
+                    outcome.set_exception(error)
+                else:
+                    outcome.set_result(result)
+
+        self._pool.submit(call)
+        return outcome
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._pool.trim()
 
 
 class _Selector(selectors.DefaultSelector):
@@ -83,11 +106,10 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         self._callbacks: Any = self._ready  # type: ignore[attr-defined]
         self.turns.has_callbacks = self._callbacks.__len__
         self._timers: list[Any] = self._scheduled  # type: ignore[attr-defined]
-        self._executor_threads = ThreadPool(min(32, (os.cpu_count() or 1) + 4), "agentcore-to-thread")
-        self._has_executor = False
+        self._default_executor = _DaemonExecutor()
         self._batching: int | None = None
         self._waker: asyncio.AbstractEventLoop | None = None
-        self._kept: dict[asyncio.Task[Any], _Kept] = {}
+        self._kept: dict[asyncio.Task[Any], tuple[str, Context]] = {}
         self._released = False
         self.thread: threading.Thread | None = None
         # On the object, since nest_asyncio replaces the methods of the class.
@@ -172,37 +194,14 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         if self.turns.waiting:
             self._wake()
 
-    def _keep(self, task: "asyncio.Task[Any]", name: str, context: Context | None) -> None:
-        self._kept[task] = _Kept(name, context)
+    def _keep(self, task: "asyncio.Task[Any]", name: str, context: Context) -> None:
+        self._kept[task] = (name, context)
         task.add_done_callback(self._forget)
 
     def _forget(self, task: "asyncio.Task[Any]") -> None:
         self._kept.pop(task, None)
         if self._released and not self._kept:
             self.stop()
-
-    def set_default_executor(self, executor: Any) -> None:
-        """Have another executor for ``asyncio.to_thread()`` and ``run_in_executor(None, ...)``."""
-        self._has_executor = True
-        super().set_default_executor(executor)
-
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":  # type: ignore[override]
-        """Call a function in a thread; by default in a daemon thread, since the interpreter waits for all others."""
-        if executor is not None or self._has_executor:
-            return super().run_in_executor(executor, func, *args)
-        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-        def call() -> None:
-            if outcome.set_running_or_notify_cancel():
-                try:
-                    result = func(*args)
-                except BaseException as error:
-                    outcome.set_exception(error)
-                else:
-                    outcome.set_result(result)
-
-        self._executor_threads.submit(call)
-        return asyncio.wrap_future(outcome, loop=self)
 
     def runs_forever(self) -> None:
         """Run until :meth:`release`, whatever the code on the loop does to it. The target of the loop's thread."""
@@ -218,7 +217,6 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
                 if not self._released:
                     logger.warning("A handler stopped the agent's event loop, which goes on")
         self.close()
-        self._executor_threads.trim()
 
     def release(self) -> None:
         """End the thread and close the loop once no task is left on it; from any thread."""
@@ -234,11 +232,10 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         thread = self.thread
         frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None  # noqa: SLF001
         if (task := asyncio.current_task(self)) is not None:
-            kept = self._kept.get(task)
-            return Runner(task, kept.name if kept else task.get_name(), kept.context if kept else None, frame)
+            name, context = self._kept.get(task) or (task.get_name(), None)
+            return Runner(task, name, context, frame)
         handle = _handle_of(frame)
-        context = getattr(handle, "_context", None)
-        return Runner(handle, "a callback", context if isinstance(context, Context) else None, frame)
+        return Runner(handle, "a callback", getattr(handle, "_context", None), frame)
 
 
 def _handle_of(frame: FrameType | None) -> object:
@@ -273,31 +270,6 @@ def _is_emptied_queue(error: BaseException) -> bool:
     return frame.f_code is asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-class Spawned(Protocol):
-    """A coroutine that runs, or will run, on a loop."""
-
-    def cancel(self) -> None:
-        """Cancel it, from any thread."""
-
-
-class HandlerLoop(Protocol):
-    """Where async handler code runs."""
-
-    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Spawned:
-        """Run a coroutine, in a context, known by a name; from any thread."""
-
-
-class _SpawnedTask:
-    __slots__ = ("_loop", "_task")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
-        self._loop = loop
-        self._task = task
-
-    def cancel(self) -> None:
-        self._loop.call_soon_threadsafe(self._task.cancel)
-
-
 class AgentLoop:
     """The one loop of an app for async handler code. Made on first use, and kept as long as the app.
 
@@ -329,7 +301,7 @@ class AgentLoop:
                 self._loop = loop
             return self._loop
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Spawned:
+    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Cancel:
         """Run a coroutine on the loop; from any thread.
 
         Args:
@@ -338,10 +310,10 @@ class AgentLoop:
             name: What people know it by.
 
         Returns:
-            A handle to cancel it with.
+            What cancels it, from any thread.
         """
         loop = self._loop or self._start()
-        return _SpawnedTask(loop, loop.spawn(coroutine, context, name))
+        return partial(loop.call_soon, loop.spawn(coroutine, context, name).cancel)
 
     @property
     def lag(self) -> float:
@@ -409,53 +381,9 @@ _inline_tasks: set[asyncio.Task[None]] = set()
 """Kept until their end: asyncio itself has but weak references."""
 
 
-class InlineLoop:
-    """The loop that accepts requests, for handlers that are trusted never to block it.
-
-    Args:
-        callbacks: Reach it.
-    """
-
-    def __init__(self, callbacks: CallbackQueue) -> None:
-        self._callbacks = callbacks
-
-    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Spawned:
-        """Run a coroutine on the loop; from any thread.
-
-        Args:
-            coroutine: What to run; it handles its own errors.
-            context: The context to run it in.
-            name: What people know it by.
-
-        Returns:
-            A handle to cancel it with.
-        """
-        spawned = _SpawnedInline(self._callbacks, coroutine)
-        self._callbacks.call_soon(spawned.start, context, name)
-        return spawned
-
-
-class _SpawnedInline:
-    __slots__ = ("_callbacks", "_cancelled", "_coroutine", "_task")
-
-    def __init__(self, callbacks: CallbackQueue, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._callbacks = callbacks
-        self._coroutine = coroutine
-        self._cancelled = False
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self, context: Context, name: str) -> None:
-        if self._cancelled:
-            self._coroutine.close()
-            return
-        self._task = task = self._callbacks.loop.create_task(self._coroutine, name=name, context=context)
-        _inline_tasks.add(task)
-        task.add_done_callback(_inline_tasks.discard)
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        self._callbacks.call_soon(self._cancel)
-
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+def spawn_inline(coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Cancel:
+    """Run a coroutine on the running loop, for handlers that are trusted never to block it; see ``AgentLoop.spawn``."""
+    task = asyncio.get_running_loop().create_task(coroutine, name=name, context=context)
+    _inline_tasks.add(task)
+    task.add_done_callback(_inline_tasks.discard)
+    return task.cancel

@@ -1,22 +1,19 @@
-"""One call of a handler: started where its kind must run, and its outcome brought back to the loop that asked."""
+"""One call of a handler: run where its kind must run, and its outcome brought back to the loop that asked."""
 
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 from litestar_agentcore.protocol.serialization import encode
-from litestar_agentcore.runtime.agent_loop import AgentLoop, HandlerLoop, InlineLoop, Spawned
-from litestar_agentcore.runtime.asgi_bridge import AsgiBridge, Receive, Send
+from litestar_agentcore.runtime.agent_loop import AgentLoop, Cancel, spawn_inline
 from litestar_agentcore.runtime.callbacks import CallbackQueue
 from litestar_agentcore.runtime.failure import Failure
 from litestar_agentcore.runtime.handler import Handler, HandlerKind
 from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, PlainEventStream
 from litestar_agentcore.runtime.threads import ThreadPool
-
-Response = TypeVar("Response")
 
 _PLAIN_VALUES = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
 """Types of which a value is neither a generator nor a response."""
@@ -25,69 +22,16 @@ _ON_LOOP = frozenset({HandlerKind.COROUTINE, HandlerKind.ONE_STEP})
 
 
 class Observer(Protocol):
-    """Who is told, on the handler's side, of what a handler raised."""
+    """Who is told of what a handler raises, on the handler's side."""
 
     def describe(self, error: BaseException) -> Failure:
-        """Make of it what its client is to be told."""
+        """Make of it what the client is to be told."""
 
     def note(self, error: BaseException) -> None:
-        """Record it; a stream has told its client."""
+        """Record it; the client has been told by the stream."""
 
 
-class HandlerCall:
-    """A handler that was called and has not answered yet.
-
-    Args:
-        outcome: Belongs to the loop that asked.
-    """
-
-    __slots__ = ("_ended", "_on_end", "outcome", "spawned")
-
-    def __init__(self, outcome: "asyncio.Future[Any]") -> None:
-        self.outcome = outcome
-        """The encoded value, the stream of what it yields, the response that it made itself, or its failure. Whoever
-        settles it first lets the handler run on unheard."""
-        self.spawned: Spawned | None = None
-        self._ended = False
-        self._on_end: Callable[[], object] | None = None
-
-    def abandon(self) -> None:
-        """Settle the outcome with ``None``: nobody waits for it any more."""
-        if not self.outcome.done():
-            self.outcome.set_result(None)
-
-    def cancel(self) -> None:
-        """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
-        self.outcome.cancel()
-        if self.spawned is not None:
-            self.spawned.cancel()
-
-    def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function once the handler has returned; at once where it has. On the loop that asked.
-
-        Args:
-            function: What to call.
-        """
-        self._on_end = function
-        if self._ended:
-            function()
-
-    def settle(self, result: object) -> None:
-        """Take what the handler came to. On the loop that asked.
-
-        Args:
-            result: What :attr:`outcome` promises.
-        """
-        if not self.outcome.done():
-            self.outcome.set_result(result)
-        elif isinstance(result, EventStream):
-            result.close()  # whoever asked is gone
-        self._ended = True
-        if self._on_end is not None:
-            self._on_end()
-
-
-class Execution(Generic[Response]):
+class Execution:
     """Runs handlers where the rule says: on the agent's loop, or in a thread of the pool.
 
     Args:
@@ -106,233 +50,229 @@ class Execution(Generic[Response]):
         *,
         inline: bool,
         stream_capacity: int,
-        as_response: Callable[[Any], Response | None],
+        as_response: Callable[[Any], Any],
     ) -> None:
-        self._agent_loop = agent_loop
-        self._pool = pool
-        self._inline = inline
-        self._stream_capacity = stream_capacity
-        self._as_response = as_response
+        self.agent_loop = agent_loop
+        self.pool = pool
+        self.inline = inline
+        self.stream_capacity = stream_capacity
+        self.as_response = as_response
 
     def has_room_for(self, handler: Handler) -> bool:
-        """Tell whether a handler may be called: a plain generator may hold a thread for as long as its client reads.
-
-        Args:
-            handler: The inspected handler.
-        """
-        return handler.kind is not HandlerKind.PLAIN_GENERATOR or not self._pool.is_full
+        """Tell whether a handler may be called: a plain generator may hold a thread for as long as its client reads."""
+        return handler.kind is not HandlerKind.PLAIN_GENERATOR or not self.pool.is_full
 
     def runs_here(self, handler: Handler) -> bool:
-        """Tell whether a handler is to be called with :meth:`call_here`."""
-        return self._inline and handler.kind in _ON_LOOP
+        """Tell whether a handler is to be run by :meth:`HandlerCall.run_here`."""
+        return self.inline and handler.kind in _ON_LOOP
 
-    async def call_here(
-        self, handler: Handler, payload: Any, context: Any, callbacks: CallbackQueue, observer: Observer
-    ) -> bytes | EventStream | Response | Failure:
-        """Call an async handler on this loop, in this task.
+    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Cancel:
+        """Run a coroutine where async handler code runs. Called on the loop that accepts requests.
 
         Args:
-            handler: The inspected handler.
-            payload: Its first argument.
-            context: Its second argument, where it takes one.
-            callbacks: Reach this loop.
-            observer: Is told of what it raises.
+            coroutine: What to run; it handles its own errors.
+            context: The context to run it in.
+            name: What people know it by.
 
         Returns:
-            What :class:`HandlerCall` promises. Of an :class:`AsyncEventStream` this task is to run ``iterate()``.
+            What cancels it, called on the same loop.
         """
-        try:
-            value = await handler.call(payload, context)
-            if isinstance(value, Generator):
-                stream = self._plain_stream(value, callbacks, observer)
-                self._pool.submit(partial(copy_context().run, stream.iterate))
-                return stream
-            if isinstance(value, AsyncGenerator):
-                return AsyncEventStream(value, callbacks, self._stream_capacity, observer.note)
-            return self._result(value)
-        except asyncio.CancelledError as error:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise  # not the handler's own
-            return observer.describe(error)
-        except BaseException as error:
-            return observer.describe(error)
-
-    def call(
-        self, handler: Handler, payload: Any, context: Any, callbacks: CallbackQueue, observer: Observer
-    ) -> HandlerCall | EventStream | Failure:
-        """Call a handler where handlers of its kind run, in a copy of the current context.
-
-        Args:
-            handler: The inspected handler.
-            payload: Its first argument.
-            context: Its second argument, where it takes one.
-            callbacks: Reach this loop.
-            observer: Is told of what it raises.
-
-        Returns:
-            The stream of an async generator, or what is to be awaited.
-        """
-        if handler.kind is HandlerKind.ASYNC_GENERATOR:
-            try:
-                source = handler.call(payload, context)
-            except Exception as error:  # a callable object may do more than make a generator
-                return observer.describe(error)
-            stream = AsyncEventStream(source, callbacks, self._stream_capacity, observer.note)
-            self._loop_for(callbacks).spawn(stream.iterate(), copy_context(), handler.name)
-            return stream
-        call = HandlerCall(callbacks.loop.create_future())
-        if handler.kind is HandlerKind.COROUTINE:
-            run = self._run(partial(handler.call, payload, context), call, callbacks, observer)
-            call.spawned = self._loop_for(callbacks).spawn(run, copy_context(), handler.name)
-        else:
-            arguments = handler, payload, context, call, callbacks, observer
-            self._pool.submit(partial(copy_context().run, self._run_in_thread, *arguments))
-        return call
-
-    def _loop_for(self, callbacks: CallbackQueue) -> HandlerLoop:
-        return InlineLoop(callbacks) if self._inline else self._agent_loop
+        return (spawn_inline if self.inline else self.agent_loop.spawn)(coroutine, context, name)
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the agent's loop and wait for it, from another loop; a cancellation crosses over.
-
-        Args:
-            coroutine: What to run, in a copy of the current context.
-
-        Returns:
-            What it returns.
 
         Raises:
             TypeError: It is no coroutine.
         """
         if not asyncio.iscoroutine(coroutine):
             raise TypeError(f"agent.run() takes a coroutine, and {coroutine!r} is none")
-        if self._inline or asyncio.get_running_loop() is self._agent_loop.loop:
+        if self.inline or asyncio.get_running_loop() is self.agent_loop.loop:
             return await coroutine
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._agent_loop.loop))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.agent_loop.loop))
 
-    async def serve_asgi(
+
+class HandlerCall:
+    """One call of a handler, made on the loop that accepts requests.
+
+    Args:
+        execution: Where handlers run.
+        handler: The inspected handler.
+        payload: Its first argument.
+        context: Its second argument, where it takes one.
+        callbacks: Reach the loop that accepts requests.
+        observer: Is told of what the handler raises.
+    """
+
+    __slots__ = (
+        "_callbacks", "_cancel", "_context", "_ended", "_execution", "_handler", "_observer", "_on_end", "_outcome",
+        "_payload",
+    )  # fmt: skip
+
+    def __init__(
         self,
-        name: str,
-        callbacks: CallbackQueue,
-        function: Callable[[Receive, Send], Coroutine[Any, Any, None]],
-        receive: Receive,
-        send: Send,
-    ) -> BaseException | None:
-        """Run an async function on the agent's loop while it receives and sends on this one.
-
-        Args:
-            name: What people know it by.
-            callbacks: Reach this loop.
-            function: What to run. It is called with the ASGI functions that it is to use.
-            receive: The ASGI receive function of this loop.
-            send: The ASGI send function of this loop.
-
-        Returns:
-            What it raised, if anything.
-        """
-        outcome: asyncio.Future[BaseException | None] = callbacks.loop.create_future()
-        bridge = None if self._inline else AsgiBridge(callbacks, self._agent_loop.loop, receive, send)
-
-        async def run() -> None:
-            error = None
-            try:
-                await (function(receive, send) if bridge is None else function(bridge.receive, bridge.send))
-            except BaseException as raised:
-                error = raised
-            callbacks.call_soon(_settle, outcome, error)
-
-        spawned = self._loop_for(callbacks).spawn(run(), copy_context(), name)
-        try:
-            error = await outcome
-        except asyncio.CancelledError:
-            spawned.cancel()
-            if bridge is not None:
-                await bridge.close(wait=False)
-            raise
-        if bridge is not None:
-            await bridge.close(wait=True)
-        return error
-
-    async def _run(
-        self, start: Callable[[], Awaitable[Any]], call: HandlerCall, callbacks: CallbackQueue, observer: Observer
-    ) -> None:
-        """Run a coroutine handler, and iterate the async generator that it returns in the same task."""
-        stream: AsyncEventStream | None = None
-        try:
-            value = await start()
-            result: Any
-            if type(value) in _PLAIN_VALUES:
-                result = encode(value)
-            elif isinstance(value, AsyncGenerator):
-                result = stream = AsyncEventStream(value, callbacks, self._stream_capacity, observer.note)
-            elif isinstance(value, Generator):
-                result = plain = self._plain_stream(value, callbacks, observer)
-                self._pool.submit(partial(copy_context().run, plain.iterate))
-            else:
-                result = self._result(value)
-        except BaseException as error:
-            unheard = isinstance(error, asyncio.CancelledError) and call.outcome.done()
-            result = None if unheard else observer.describe(error)
-        callbacks.call_soon(call.settle, result)
-        if stream is not None:
-            await stream.iterate()
-
-    def _run_in_thread(
-        self,
+        execution: Execution,
         handler: Handler,
         payload: Any,
         context: Any,
-        call: HandlerCall,
         callbacks: CallbackQueue,
         observer: Observer,
     ) -> None:
-        if call.outcome.cancelled():  # while it waited for a thread
-            callbacks.call_soon(call.settle, None)
-            return
-        stream: PlainEventStream | None = None
-        result: Any
-        # Both what a coroutine without an await does and what its value does when it is encoded may ask for the loop.
-        running = self._agent_loop.loop if handler.kind is HandlerKind.ONE_STEP else None
-        asyncio._set_running_loop(running)  # noqa: SLF001 - documented for those who implement loops
+        self._execution = execution
+        self._handler = handler
+        self._payload = payload
+        self._context = context
+        self._callbacks = callbacks
+        self._observer = observer
+        self._outcome: asyncio.Future[Any] = callbacks.loop.create_future()
+        self._cancel: Cancel | None = None
+        self._ended = False
+        self._on_end: Callable[[], object] | None = None
+
+    async def run_here(self) -> Any:
+        """Run a coroutine handler in the current task, where handlers run inline.
+
+        Returns:
+            What :meth:`run` returns. Of an :class:`AsyncEventStream` this task is to run ``iterate()``.
+        """
         try:
-            value = handler.call(payload, context)
-            if running is not None:
-                value = _only_step(value)
-            if type(value) in _PLAIN_VALUES:
-                result = encode(value)
-            elif isinstance(value, Generator):
-                result = stream = self._plain_stream(value, callbacks, observer)
-            elif isinstance(value, AsyncGenerator):
-                result = AsyncEventStream(value, callbacks, self._stream_capacity, observer.note)
-                self._loop_for(callbacks).spawn(result.iterate(), copy_context(), handler.name)
-            elif inspect.isawaitable(value):  # a plain function around an async one
-                run = self._run(lambda: value, call, callbacks, observer)
-                call.spawned = spawned = self._loop_for(callbacks).spawn(run, copy_context(), handler.name)
-                if call.outcome.cancelled():  # in between, when there was nothing to cancel yet
-                    spawned.cancel()
-                return
-            else:
-                result = self._result(value)
+            result = self._result_of(await self._handler.call(self._payload, self._context))
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # not the handler's own
+            return self._observer.describe(error)
         except BaseException as error:
-            result = observer.describe(error)
+            return self._observer.describe(error)
+        if isinstance(result, PlainEventStream):
+            self._iterate_in_thread(result)
+        return result
+
+    async def run(self) -> Any:
+        """Run the handler where handlers of its kind run, in a copy of the current context.
+
+        Returns:
+            The encoded value, the stream of what it yields, the response that it made itself, its failure, or ``None``
+            after :meth:`abandon`.
+        """
+        execution, handler, context = self._execution, self._handler, copy_context()
+        if handler.kind is HandlerKind.ASYNC_GENERATOR:
+            try:
+                stream = self._stream_of(handler.call(self._payload, self._context))
+            except Exception as error:  # a callable object may do more than make a generator
+                return self._observer.describe(error)
+            execution.spawn(stream.iterate(), context, handler.name)
+            return stream
+        if handler.kind is HandlerKind.COROUTINE:
+            start = partial(handler.call, self._payload, self._context)
+            self._cancel = execution.spawn(self._run_async(start), context, handler.name)
+        else:
+            execution.pool.submit(partial(context.run, self._run_in_thread))
+        try:
+            return await self._outcome
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    # -- On the loop that accepts requests
+
+    def abandon(self) -> None:
+        """Let the handler run on unheard: its client has left."""
+        if not self._outcome.done():
+            self._outcome.set_result(None)
+
+    def cancel(self) -> None:
+        """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
+        self._outcome.cancel()
+        if self._cancel is not None:
+            self._cancel()
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call a function once the handler has returned; at once where it has."""
+        self._on_end = function
+        if self._ended:
+            function()
+
+    def _settle(self, result: object) -> None:
+        if not self._outcome.done():
+            self._outcome.set_result(result)
+        elif isinstance(result, EventStream):
+            result.close()  # whoever asked is gone
+        self._ended = True
+        if self._on_end is not None:
+            self._on_end()
+
+    def _spawn_awaitable(self, value: Awaitable[Any], context: Context) -> None:
+        """Go on with what plain code returned as an async handler does."""
+        run = self._run_async(lambda: value)
+        if self._outcome.cancelled():
+            run.close()
+            if inspect.iscoroutine(value):
+                value.close()
+        else:
+            self._cancel = self._execution.spawn(run, context, self._handler.name)
+
+    # -- On the handler's side
+
+    async def _run_async(self, start: Callable[[], Awaitable[Any]]) -> None:
+        """Run a coroutine, and iterate the async generator that it returns in the same task."""
+        try:
+            result = self._result_of(await start())
+        except BaseException as error:
+            unheard = isinstance(error, asyncio.CancelledError) and self._outcome.done()
+            result = None if unheard else self._observer.describe(error)
+        self._callbacks.call_soon(self._settle, result)
+        if isinstance(result, AsyncEventStream):
+            await result.iterate()
+        elif isinstance(result, PlainEventStream):
+            self._iterate_in_thread(result)
+
+    def _run_in_thread(self) -> None:
+        """Run plain code, or the only step of a coroutine, and iterate the plain generator that it returns."""
+        settle = partial(self._callbacks.call_soon, self._settle)
+        if self._outcome.cancelled():  # while it waited for a thread
+            settle(None)
+            return
+        one_step = self._handler.kind is HandlerKind.ONE_STEP
+        # What its value does while it is encoded may ask for the running loop as well.
+        asyncio._set_running_loop(self._execution.agent_loop.loop if one_step else None)  # noqa: SLF001
+        try:
+            value = self._handler.call(self._payload, self._context)
+            if one_step:
+                value = _only_step(value)
+            if type(value) not in _PLAIN_VALUES and inspect.isawaitable(value):
+                self._callbacks.call_soon(self._spawn_awaitable, value, copy_context())
+                return
+            result = self._result_of(value)
+        except BaseException as error:
+            result = self._observer.describe(error)
         finally:
             asyncio._set_running_loop(None)  # noqa: SLF001
-        callbacks.call_soon(call.settle, result)
-        if stream is not None:
-            stream.iterate()
+        if isinstance(result, AsyncEventStream):
+            spawn = partial(self._execution.spawn, result.iterate(), copy_context(), self._handler.name)
+            self._callbacks.call_soon(spawn)
+        settle(result)
+        if isinstance(result, PlainEventStream):
+            result.iterate()
 
-    def _plain_stream(
-        self, source: Generator[Any, Any, Any], callbacks: CallbackQueue, observer: Observer
-    ) -> PlainEventStream:
-        return PlainEventStream(source, self._pool, callbacks, self._stream_capacity, observer.note)
-
-    def _result(self, value: Any) -> bytes | Response:
-        """Encode what a handler returned, here on the handler's side, where a large value holds nobody up."""
+    def _result_of(self, value: Any) -> Any:
+        """Encode what a handler returned, here on its side, where a large value holds nobody up."""
         if type(value) in _PLAIN_VALUES:
             return encode(value)
-        if (response := self._as_response(value)) is not None:
+        if isinstance(value, AsyncGenerator):
+            return self._stream_of(value)
+        if isinstance(value, Generator):
+            execution = self._execution
+            capacity, note = execution.stream_capacity, self._observer.note
+            return PlainEventStream(value, execution.pool, self._callbacks, capacity, note)
+        if (response := self._execution.as_response(value)) is not None:
             return response
         return encode(value)
+
+    def _stream_of(self, source: AsyncGenerator[Any, Any]) -> AsyncEventStream:
+        return AsyncEventStream(source, self._callbacks, self._execution.stream_capacity, self._observer.note)
+
+    def _iterate_in_thread(self, stream: PlainEventStream) -> None:
+        self._execution.pool.submit(partial(copy_context().run, stream.iterate))
 
 
 def _only_step(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -343,8 +283,3 @@ def _only_step(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return stop.value
     coroutine.close()
     raise RuntimeError(f"{coroutine!r} has no await and waits all the same")
-
-
-def _settle(outcome: "asyncio.Future[Any]", result: object) -> None:
-    if not outcome.done():
-        outcome.set_result(result)

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
 from typing import Any, TypeAlias
 
-from litestar_agentcore.runtime.callbacks import CallbackQueue
+from litestar_agentcore.runtime.callbacks import CallbackQueue, callbacks_of
+from litestar_agentcore.runtime.execution import Execution
 
 _Sent: TypeAlias = "asyncio.Future[Exception | None]"
 """Settled with what sending a message raised, if anything."""
@@ -167,3 +169,52 @@ class AsgiBridge:
 def _size_of(message: Any) -> int:
     body = message.get("bytes") or message.get("text") or message.get("body")
     return len(body) if body else 0
+
+
+async def serve_on_agent_loop(
+    execution: Execution,
+    name: str,
+    function: Callable[[Receive, Send], Coroutine[Any, Any, None]],
+    receive: Receive,
+    send: Send,
+) -> BaseException | None:
+    """Run an async function where async handler code runs, while it receives and sends here.
+
+    Args:
+        execution: Where handlers run.
+        name: What people know the function by.
+        function: What to run. It is called with the ASGI functions that it is to use.
+        receive: The ASGI receive function of this loop.
+        send: The ASGI send function of this loop.
+
+    Returns:
+        What it raised, if anything.
+    """
+    callbacks = callbacks_of(asyncio.get_running_loop())
+    outcome: asyncio.Future[BaseException | None] = callbacks.loop.create_future()
+    bridge = None if execution.inline else AsgiBridge(callbacks, execution.agent_loop.loop, receive, send)
+
+    async def run() -> None:
+        error = None
+        try:
+            await (function(receive, send) if bridge is None else function(bridge.receive, bridge.send))
+        except BaseException as raised:
+            error = raised
+        callbacks.call_soon(_settle, outcome, error)
+
+    cancel = execution.spawn(run(), copy_context(), name)
+    try:
+        error = await outcome
+    except asyncio.CancelledError:
+        cancel()
+        if bridge is not None:
+            await bridge.close(wait=False)
+        raise
+    if bridge is not None:
+        await bridge.close(wait=True)
+    return error
+
+
+def _settle(outcome: "asyncio.Future[Any]", result: object) -> None:
+    if not outcome.done():
+        outcome.set_result(result)
