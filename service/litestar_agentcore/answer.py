@@ -1,6 +1,7 @@
 """The answer of one invocation, on its way to the client."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -9,10 +10,11 @@ from typing import Any
 import msgspec
 from agentcore_telemetry.recording import InvocationRecord
 from litestar.types import Message, Receive, Scope, Send
+from litestar.utils.scope.state import ScopeState
 
 from litestar_agentcore.disconnects import DisconnectWatcher
 from litestar_agentcore.errors import author_exception_handler, headers_of, status_of
-from litestar_agentcore.gathered_writes import gather
+from litestar_agentcore.gathered_writes import gather, writes_to_server
 from litestar_agentcore.protocol.context import RequestValues
 from litestar_agentcore.protocol.headers import response_headers
 from litestar_agentcore.protocol.models import ErrorAnswer, Refusal, StreamError, shutting_down
@@ -34,6 +36,9 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back otherwise
 ]
+CLIENT_CLOSED_REQUEST = 499
+"""What proxies (nginx first) log of a client that left before it had an answer. Nobody is there to read it."""
+
 _NO_CONTENT = frozenset({204, 205, 304})
 
 
@@ -180,6 +185,14 @@ class Answer(Running):
             if gathered is not None:
                 gathered.pass_on()
 
+    async def unheard(self) -> None:
+        """End an exchange whose client has left, with the answer that a middleware around it may insist on."""
+        self.record.left = True
+        self.started = True
+        with contextlib.suppress(OSError):
+            await self._send({"type": "http.response.start", "status": CLIENT_CLOSED_REQUEST, "headers": []})
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
     async def stream(
         self, stream: EventStream, disconnects: DisconnectWatcher, receive: Receive, *, iterate_here: bool
     ) -> None:
@@ -230,6 +243,11 @@ class Answer(Running):
         try:
             self.started = True
             await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *self._headers]})
+            if not writes_to_server(send):  # compression holds the head back until it has seen something of the body
+                if self._scope["litestar_app"].compression_config is not None:
+                    # As if it were compressed already: Litestar's compression would hold the events back too.
+                    ScopeState.from_scope(self._scope).is_cached = True
+                await send({"type": "http.response.body", "body": b"", "more_body": True})
             more = True
             while more:
                 events, count = await stream.take()

@@ -110,8 +110,8 @@ class InvocationExchange:
             raise shutting_down()
         body = answer.request_body = await read_body(request, scope, receive, agent.settings.max_body_bytes)
         if body is None:
-            answer.record.left = True
             logger.info("The client went away before its request was complete")
+            await answer.unheard()
             return
         if self._debug and (action_answer := await debug_action(agent, body)) is not None:
             await answer.value(action_answer)
@@ -134,8 +134,8 @@ class InvocationExchange:
         elif isinstance(outcome, Failure):
             await self._answer_failure(outcome, scope, receive, answer)
         elif outcome is None:
-            answer.record.left = True
             logger.info("The client went away before the handler had an answer for it")
+            await answer.unheard()
         else:
             await self._respond(outcome, scope, receive, answer)
 
