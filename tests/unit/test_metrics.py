@@ -43,7 +43,8 @@ METRICS: dict[str, tuple[str, set[str]]] = {
     "agentcore_async_tasks": ("counter", {"name", "outcome"}),
     "agentcore_async_task_duration_seconds": ("histogram", {"name"}),
     "agentcore_handler_stalls": ("counter", set()),
-    "agentcore_worker_loops": ("gauge", set()),
+    "agentcore_event_loop_lag_seconds": ("gauge", set()),
+    "agentcore_handler_threads": ("gauge", {"state"}),
     "agentcore_sync_queue_length": ("gauge", set()),
     "agentcore_spans_dropped": ("counter", set()),
     "agentcore_build_info": ("gauge", {"version", "python_version"}),
@@ -137,6 +138,7 @@ def test_the_duration_of_each_mode_is_observed_from_none(client: Client, mode: s
         "agentcore_websocket_connections",
         "agentcore_time_to_first_chunk_seconds_count",
         "agentcore_handler_stalls_total",
+        "agentcore_event_loop_lag_seconds",
         "agentcore_sync_queue_length",
         "agentcore_spans_dropped_total",
     ],
@@ -145,15 +147,18 @@ def test_a_metric_without_labels_starts_at_zero(client: Client, name: str) -> No
     assert value(client, name) == 0
 
 
-def test_durations_are_told_apart_from_a_millisecond_to_a_quarter_of_an_hour(
-    app: BedrockAgentCoreApp, client: Client
-) -> None:
+def test_durations_are_told_apart_from_a_millisecond_to_an_hour(app: BedrockAgentCoreApp, client: Client) -> None:
     app.complete_async_task(app.add_async_task("research"))
     histograms = [metric for metric in metrics(client).values() if metric.type == "histogram"]
     assert len(histograms) == 3
     for metric in histograms:
         bounds = sorted({float(sample.labels["le"]) for sample in metric.samples if "le" in sample.labels})
-        assert (bounds[0], bounds[-2], bounds[-1]) == (0.001, 900, float("inf"))
+        assert (bounds[0], bounds[-2], bounds[-1]) == (0.001, 3600, float("inf"))
+
+
+@pytest.mark.parametrize("state", ["running", "parked"])
+def test_each_state_of_the_handler_threads_is_counted_from_zero(client: Client, state: str) -> None:
+    assert value(client, "agentcore_handler_threads", state=state) == 0
 
 
 def test_the_build_is_told(client: Client) -> None:
@@ -421,14 +426,6 @@ def test_sync_invocations_that_wait_for_a_thread_are_told(monkeypatch: pytest.Mo
             holding.released.set()
     with TestClient(app=app) as client:
         assert value(client, "agentcore_sync_queue_length") == 0
-
-
-def test_a_worker_loop_is_alive_where_async_handlers_run(app: BedrockAgentCoreApp, client: Client) -> None:
-    @app.entrypoint
-    async def handler(payload: Any) -> float:
-        return value(client, "agentcore_worker_loops")
-
-    assert client.post("/invocations", json={}).json() >= 1
 
 
 @pytest.mark.parametrize("handler", [plain_events, async_events])
