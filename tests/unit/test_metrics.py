@@ -3,10 +3,12 @@
 import asyncio
 import multiprocessing
 import platform
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import litestar
@@ -28,6 +30,7 @@ from prometheus_client.samples import Sample
 
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client
 
+ROOT = Path(__file__).parents[2]
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 
 METRICS: dict[str, tuple[str, set[str]]] = {
@@ -108,6 +111,16 @@ def test_a_metric_is_there_from_the_start_with_its_type_and_help(client: Client,
 
 def test_there_is_no_other_metric_of_the_service(client: Client) -> None:
     assert {name for name in metrics(client) if name.startswith("agentcore_")} == set(METRICS)
+
+
+def test_the_documentation_tells_of_each_metric_and_its_labels() -> None:
+    table = re.findall(r"^\| `agentcore_.*? \|", (ROOT / "docs" / "observability.md").read_text(), re.MULTILINE)
+    told = {
+        name.removesuffix("_total"): set(filter(None, labels.split(",")))
+        for row in table
+        for name, labels in re.findall(r"`(\w+)(?:\{(.*?)\})?`", row)
+    }
+    assert told == {name: labels for name, (_, labels) in METRICS.items()}
 
 
 @pytest.mark.parametrize("name", METRICS)
