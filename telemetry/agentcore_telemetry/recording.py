@@ -12,7 +12,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
-from agentcore_telemetry.metrics import AgentMetrics, Mode, Outcome, Probes, TaskOutcome
+from agentcore_telemetry.instruments import ScrapeCallbacks
+from agentcore_telemetry.metrics import AgentMetrics, Mode, Outcome, TaskOutcome
 from agentcore_telemetry.propagation import experiment_attributes, extract_context
 from agentcore_telemetry.tracing import RequestAttributes, Tracing
 
@@ -30,17 +31,17 @@ class Telemetry:
 
     Args:
         version: The service's version.
-        probes: What is true of it at each scrape; ``spans_dropped`` is filled in here.
+        callbacks: What each scrape asks; ``spans_dropped`` is filled in here.
         request_attributes: Tells the attributes that every span of the current request is to carry.
 
     Raises:
         TelemetryError: An ``OTEL_*`` variable makes no sense.
     """
 
-    def __init__(self, version: str, probes: Probes, request_attributes: RequestAttributes) -> None:
+    def __init__(self, version: str, callbacks: ScrapeCallbacks, request_attributes: RequestAttributes) -> None:
         self.tracing = Tracing(request_attributes, version)
-        probes.spans_dropped = lambda: self.tracing.dropped
-        self.metrics = AgentMetrics(version, probes)
+        callbacks.spans_dropped = lambda: self.tracing.dropped
+        self.metrics = AgentMetrics(version, callbacks)
         self.agent_name = "agent"
         """What the agent is called: in its spans, and as the service where the environment names none."""
 
@@ -229,11 +230,11 @@ class InvocationRecord(_ServerRecord):
         Args:
             count: How many.
         """
-        tallies = self._telemetry.metrics.invocations
+        metrics = self._telemetry.metrics.invocations
         if not self._chunks:
-            tallies.first_chunk(perf_counter() - self._began, _trace_id_of(self._span))
+            metrics.first_chunk(perf_counter() - self._began, _trace_id_of(self._span))
         self._chunks += count
-        tallies.chunks(count)
+        metrics.chunks(count)
 
     def end(self) -> None:
         """Close the span and count the invocation."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agentcore_telemetry.metrics import Probes
+from agentcore_telemetry.instruments import ScrapeCallbacks
 from agentcore_telemetry.recording import Telemetry
 
 from litestar_agentcore.protocol.context import span_attributes
@@ -43,14 +43,15 @@ class Agent:
     def __init__(self, settings: Settings, as_response: Callable[[Any], Any], version: str) -> None:
         self.settings = settings
         self.health = Health(is_busy=lambda: len(self.tasks) > 0, timeout=settings.ping_timeout_seconds)
-        probes = Probes(
+        callbacks = ScrapeCallbacks(
             active_tasks=lambda: len(self.tasks),
             ping_status=lambda: self.health.last.value,
             status_changed_at=lambda: self.health.last_change,
-            worker_loops=lambda: 1,
+            event_loop_lag=lambda: self.loop.lag,
+            handler_threads=lambda: (self.pool.running, self.pool.parked),
             sync_queue_length=lambda: self.pool.queue_length,
         )
-        self.telemetry = Telemetry(version, probes, span_attributes)
+        self.telemetry = Telemetry(version, callbacks, span_attributes)
         self.telemetry.agent_name = settings.agent_name or self.telemetry.agent_name
         self.headers = HeaderReader(self.telemetry.propagated)
         self.loop = AgentLoop(settings.stall_seconds, on_stall=self.telemetry.metrics.stalls.add)

@@ -227,7 +227,12 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         if not self._kept:
             self.stop()
 
-    def runner(self) -> Runner | None:
+    @property
+    def turn_began(self) -> float:
+        """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
+        return self.turns.turn_began
+
+    def runner(self) -> Runner:
         """What the loop runs in its present turn; asked from another thread, by the watchdog."""
         thread = self.thread
         frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None  # noqa: SLF001
