@@ -51,7 +51,7 @@ class Agent:
         self.workers = Workers(
             sync_threads=settings.sync_threads,
             stall_seconds=settings.stall_seconds,
-            max_loops=settings.max_worker_loops,
+            max_loops=32,
             inline=settings.handler_isolation == "inline",
             on_stall=self.telemetry.metrics.stalls.add,
         )
