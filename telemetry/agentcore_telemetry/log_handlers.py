@@ -188,8 +188,9 @@ class LogSetup:
     def configure_server(self) -> bool:
         """Have uvicorn's loggers write in the same form, unless the root logger has a handler of the host program's.
 
-        Their level, too, unless it was set to another than uvicorn's default. At DEBUG uvicorn would write out the
-        headers of each WebSocket handshake, so INFO is the lowest.
+        Their level is set too, unless it is another than uvicorn's default: at INFO or above, since at DEBUG uvicorn
+        writes out the headers of each WebSocket handshake. In any case queries are cut off its lines on requests, and
+        what the service has logged is not reported again.
 
         Returns:
             True where they do, and uvicorn need not set them up.
@@ -198,6 +199,8 @@ class LogSetup:
             return False
         errors = logging.getLogger("uvicorn.error")
         errors.addFilter(_is_not_logged)
+        errors.addFilter(_without_query)
+        logging.getLogger("uvicorn.access").addFilter(_without_query)
         if not all(isinstance(handler, StandardErrorHandler) for handler in logging.getLogger().handlers):
             return False
         server = logging.getLogger(SERVER)
@@ -210,7 +213,6 @@ class LogSetup:
                 logger.propagate = True
         if errors.level in (logging.NOTSET, logging.INFO):
             errors.setLevel(server_level(self._level))
-        logging.getLogger("uvicorn.access").addFilter(_without_query)
         return True
 
     def format_server_lines(self) -> None:
@@ -237,8 +239,8 @@ def server_level(level: str) -> str:
 
 
 def _without_query(record: logging.LogRecord) -> bool:
-    """Cut the query off the path of an access line: people put keys and personal data there."""
-    if isinstance(record.args, tuple):
+    """Cut the query off the path of a line on a request or a WebSocket: credentials and personal data stand there."""
+    if isinstance(record.args, tuple) and str(record.msg).startswith('%s - "'):
         record.args = tuple(arg.partition("?")[0] if isinstance(arg, str) else arg for arg in record.args)
     return True
 

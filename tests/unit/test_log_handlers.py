@@ -642,11 +642,22 @@ def test_an_access_log_that_was_silenced_stays_silent(output: Output) -> None:
     assert output.lines() == []
 
 
-def test_the_query_of_a_request_is_cut_off_its_access_line(output: Output) -> None:
+@pytest.mark.parametrize("habit", ["nothing", "exporter"])
+def test_the_query_is_cut_off_the_lines_on_a_request_and_a_socket(
+    habit: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    HABITS[habit]()
+    configured_by_uvicorn()
     set_up()
     set_up()
-    logging.getLogger("uvicorn.access").info('%s - "%s %s" %d', "client", "GET", "/ping?key=secret", 200)
-    assert output.messages() == ['client - "GET /ping" 200']
+    logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', "client", "GET", "/ping?key=secret", "1.1", 200)
+    logging.getLogger("uvicorn.error").info('%s - "WebSocket %s" [accepted]', "client", "/ws?key=secret")
+    logging.getLogger("uvicorn.error").warning("Whose fault? %s", "who?")
+    written = "".join(capfd.readouterr())
+    assert "/ping" in written
+    assert "/ws" in written
+    assert "secret" not in written
+    assert "Whose fault? who?" in written
 
 
 @pytest.mark.parametrize(
