@@ -320,6 +320,16 @@ def test_a_handler_that_the_author_removed_does_not_come_back(output: Output, on
     assert "the author's line" in on_root.messages()
 
 
+def test_a_configuration_that_names_a_logger_has_the_say_over_it(output: Output) -> None:
+    app = BedrockAgentCoreApp()
+    logging.config.dictConfig(to_standard_error(loggers={"litestar_agentcore": {"level": "DEBUG"}}))
+    app.logger.info("in the host's form")
+    logging.getLogger("agentcore_telemetry").info("in ours")
+    first, second = output.lines()
+    assert first == "in the host's form"
+    assert json.loads(second)["message"] == "in ours"
+
+
 def test_the_handler_can_be_sent_elsewhere_and_have_another_form(output: Output) -> None:
     app = BedrockAgentCoreApp()
     [handler] = app.logger.handlers
