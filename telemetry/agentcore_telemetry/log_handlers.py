@@ -9,7 +9,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator
 from typing import TextIO
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import uvicorn.config
 from uvicorn.logging import ColourizedFormatter
@@ -22,8 +22,8 @@ _SERVER_CHILDREN = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 _CAUSES = 10
 """How many exceptions, each raised from the next, are looked at; they may be a circle."""
 
-_written: WeakSet[logging.LogRecord] = WeakSet()
-"""What was written by a :class:`StandardErrorHandler`. Log exporters would send a mark on the record along."""
+_written: WeakKeyDictionary[logging.LogRecord, TextIO] = WeakKeyDictionary()
+"""What a :class:`StandardErrorHandler` has written, and where. A mark on the record would reach log exporters."""
 
 
 class StandardErrorHandler(logging.StreamHandler[TextIO]):
@@ -61,15 +61,33 @@ class StandardErrorHandler(logging.StreamHandler[TextIO]):
         """
         if record in _written:
             return
+        stream = self.stream
         for handler in logging.getLogger().handlers:
-            if not isinstance(handler, StandardErrorHandler) and _writes_to(handler, self.stream):
-                handler.addFilter(_is_unwritten)
+            if isinstance(handler, StandardErrorHandler) or any(
+                isinstance(f, _UnwrittenFilter) for f in handler.filters
+            ):
+                continue
+            if _writes_to(handler, stream):
+                handler.addFilter(_UnwrittenFilter(handler))
         super().emit(record)
-        _written.add(record)
+        _written[record] = stream
 
 
-def _is_unwritten(record: logging.LogRecord) -> bool:
-    return record not in _written
+class _UnwrittenFilter(logging.Filter):
+    """Leaves out what was written already to where a handler writes.
+
+    Args:
+        handler: The handler that has the filter.
+    """
+
+    def __init__(self, handler: logging.Handler) -> None:
+        super().__init__()
+        self._handler = handler
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record is still to be written."""
+        stream = _written.get(record)
+        return stream is None or not _writes_to(self._handler, stream)
 
 
 def _writes_to(handler: logging.Handler, stream: TextIO) -> bool:

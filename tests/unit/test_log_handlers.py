@@ -341,6 +341,16 @@ def test_the_handler_can_be_sent_elsewhere_and_have_another_form(output: Output)
     assert output.lines() == []
 
 
+def test_a_handler_of_the_root_logger_leaves_out_no_line_that_is_not_there(output: Output) -> None:
+    logging.basicConfig(format="%(message)s")
+    app = BedrockAgentCoreApp()
+    app.logger.info("first")
+    assert output.messages() == ["first"]
+    app.logger.handlers[0].setStream(Stream())  # type: ignore[attr-defined]
+    app.logger.info("second")
+    assert output.lines() == ["second"]
+
+
 def test_a_logger_that_does_not_propagate_writes_all_the_same(output: Output, on_root: Records) -> None:
     app = BedrockAgentCoreApp()
     app.logger.propagate = False
