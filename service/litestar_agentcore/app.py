@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from agentcore_telemetry.logs import server_level
+from agentcore_telemetry.log_handlers import server_level
 from litestar import Litestar
 from litestar.openapi import OpenAPIConfig
 
@@ -18,7 +18,7 @@ from litestar_agentcore.authoring import AgentAuthoring, AnyFunction
 from litestar_agentcore.controllers.invocations import PATH as INVOCATIONS
 from litestar_agentcore.controllers.invocations import FastPath
 from litestar_agentcore.errors import exception_handlers
-from litestar_agentcore.plugin import AgentCorePlugin
+from litestar_agentcore.plugin import APP_LOGGER, AgentCorePlugin
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
@@ -41,7 +41,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
     """
 
     logger: logging.Logger
-    """A logger for the author's own lines."""
+    """A logger for the author's own lines; they reach standard error whatever the root logger has."""
 
     def __init__(
         self,
@@ -65,15 +65,14 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             middleware=[_litestar_middleware(entry) for entry in middleware or ()],
             **options,
         )
-        self._plugin.reform_server_lines()
-        if litestar_options.get("logging_config") is None:
+        if self.logging_config is None:
             self.get_logger = logging.getLogger
-            self.logger = logging.getLogger(__name__)
-            if self.logger.level == logging.NOTSET:
-                self.logger.setLevel(logging.DEBUG if debug else logging.INFO)
+            self.logger = self._plugin.log_setup.configure_logger(APP_LOGGER, debug)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as an ASGI application."""
+        if not self._plugin.serves and scope["type"] != "lifespan":  # mounted in an application without our lifespan
+            self._plugin.begin_to_serve()
         if self._lifespan_state:
             scope.setdefault("state", {}).update(self._lifespan_state)
         if scope.get("path") == INVOCATIONS and scope.get("method") == "POST":
@@ -121,7 +120,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             "access_log": self.debug,
             "log_level": server_level(self.agent.settings.log_level).lower(),
         }
-        if self._plugin.configure_logging():
+        if self._plugin.log_setup.configure_server():
             options["log_config"] = None
         uvicorn.run(self, **(options | kwargs))
 

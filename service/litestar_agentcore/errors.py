@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -23,6 +23,16 @@ ExceptionHandlers = Mapping[Any, ExceptionHandler]
 """Exception handlers by exception class or status code, as Litestar takes them."""
 
 _reader = HeaderReader(())
+
+HOOKED_LOGGERS = ("litestar_agentcore.answer", "litestar_agentcore.errors")
+"""The loggers whose lines at ERROR are on failures that the application's ``after_exception`` hooks are told of too."""
+
+
+class BrokenResponseError(RuntimeError):
+    """A response that had begun failed, and the server is to close the connection."""
+
+    is_logged = True
+    """The failure is in the log: the server's line on it is left out (``agentcore_telemetry.log_handlers``)."""
 
 
 def answer_exception(request: ServiceRequest, error: Exception) -> Response[ErrorAnswer]:
@@ -69,6 +79,21 @@ def exception_handlers(author: ExceptionHandlers | None) -> dict[Any, ExceptionH
     if Exception not in (author or {}):  # the author's would have to stand back behind a nearer class
         handlers[HTTPException] = answer_exception
     return handlers | dict(author or {})
+
+
+def report_once(hooks: Iterable[object]) -> None:
+    """Have Sentry, where its Litestar integration is on, not report the log lines on what its hook reports already.
+
+    The integration does the same with Litestar's own lines. Its hook runs in a thread, so that Sentry cannot see by
+    itself that the two are one.
+
+    Args:
+        hooks: The application's ``after_exception`` hooks.
+    """
+    if any((getattr(hook, "__module__", None) or "").startswith("sentry_sdk.") for hook in hooks):
+        sentry_logging = importlib.import_module("sentry_sdk.integrations.logging")
+        for name in HOOKED_LOGGERS:
+            sentry_logging.ignore_logger(name)
 
 
 def author_exception_handler(error: BaseException, handlers: ExceptionHandlers) -> ExceptionHandler | None:

@@ -12,6 +12,7 @@ from litestar_agentcore.answer import CLOSE, Answer, ErrorResponse, RawHeader
 from litestar_agentcore.asgi_bridge import serve_on_agent_loop
 from litestar_agentcore.debug_actions import debug_action
 from litestar_agentcore.disconnects import DisconnectWatcher
+from litestar_agentcore.errors import BrokenResponseError
 from litestar_agentcore.protocol.context import current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders
 from litestar_agentcore.protocol.models import ErrorAnswer, Refusal, shutting_down
@@ -219,5 +220,5 @@ class InvocationExchange:
         if error is None:
             return
         if answer.started:
-            raise RuntimeError("the handler's response failed after it had begun") from error
+            raise BrokenResponseError("the handler's response failed after it had begun") from error
         await answer.value(encode(ErrorAnswer(message or type(error).__name__)), 500)
