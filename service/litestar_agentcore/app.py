@@ -4,17 +4,18 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from agentcore_telemetry.logs import server_level
-from litestar import Litestar
+from litestar import Litestar, Request, WebSocket
 from litestar.openapi import OpenAPIConfig
 
 from litestar_agentcore.authoring import AgentAuthoring, AnyFunction
+from litestar_agentcore.connections import AgentRequest, AgentWebSocket, combined
 from litestar_agentcore.controllers.invocations import PATH as INVOCATIONS
 from litestar_agentcore.controllers.invocations import DirectRoad
 from litestar_agentcore.errors import exception_handlers
@@ -59,6 +60,8 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         options["exception_handlers"] = exception_handlers(options.get("exception_handlers"))
         options.setdefault("logging_config", None)  # Litestar's default would set up the host program's root logger
         options.setdefault("openapi_config", OpenAPIConfig(title="Agent", version="1"))
+        options["request_class"] = combined(AgentRequest, options.get("request_class") or Request)
+        options["websocket_class"] = combined(AgentWebSocket, options.get("websocket_class") or WebSocket)
         super().__init__(
             debug=debug,
             lifespan=[self._keep_state(lifespan)] if callable(lifespan) else lifespan,
@@ -71,6 +74,12 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             self.logger = logging.getLogger(__name__)
             if self.logger.level == logging.NOTSET:
                 self.logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+    @property
+    def handlers(self) -> Mapping[str, Callable[..., Any]]:  # noqa: D102 - inherited
+        return self._plugin.handlers
+
+    handlers.__doc__ = AgentAuthoring.handlers.__doc__
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as an ASGI application."""
@@ -106,6 +115,14 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
 
     entrypoint.__doc__ = AgentAuthoring.entrypoint.__doc__
 
+    if not TYPE_CHECKING:  # or a type checker would take any attribute for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if (instead := _INSTEAD.get(name)) is not None:
+                message += f": it is a Litestar application. Use {instead}"
+            raise AttributeError(message, name=name, obj=self)
+
     def _run_entrypoint(self, port: int = 8080, host: str | None = None) -> None:
         self.run(port, host)
 
@@ -126,6 +143,38 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         if self._plugin.configure_logging():
             options["log_config"] = None
         uvicorn.run(self, **(options | kwargs))
+
+
+_REGISTER = "BedrockAgentCoreApp(route_handlers=[...]) or app.register(...), with a Litestar route handler"
+_MIDDLEWARE = "BedrockAgentCoreApp(middleware=[Middleware(...)])"
+_EXCEPTION_HANDLERS = "BedrockAgentCoreApp(exception_handlers={...})"
+_LIFESPAN = "BedrockAgentCoreApp(lifespan=...), or on_startup=[...] and on_shutdown=[...]"
+_MOUNT = 'app.register(litestar.asgi("/path", is_mount=True)(application))'
+_WEBSOCKET = 'app.register(litestar.websocket("/path")(handler))'
+_INSTEAD = {
+    "add_api_route": _REGISTER,
+    "add_api_websocket_route": _WEBSOCKET,
+    "add_event_handler": _LIFESPAN,
+    "add_exception_handler": _EXCEPTION_HANDLERS,
+    "add_middleware": _MIDDLEWARE,
+    "add_route": _REGISTER,
+    "add_websocket_route": _WEBSOCKET,
+    "api_route": _REGISTER,
+    "build_middleware_stack": _MIDDLEWARE,
+    "exception_handler": _EXCEPTION_HANDLERS,
+    "host": f"{_MOUNT} behind a proxy that maps hosts to paths",
+    "include_router": _REGISTER,
+    "max_body_size": "AGENTCORE_MAX_BODY_BYTES, an environment variable",
+    "middleware_stack": _MIDDLEWARE,
+    "mount": _MOUNT,
+    "on_event": _LIFESPAN,
+    "route": _REGISTER,
+    "router": "app.routes to read routes, and to add one " + _REGISTER,
+    "url_path_for": "app.route_reverse(name)",
+    "user_middleware": _MIDDLEWARE,
+    "websocket_route": _WEBSOCKET,
+}
+"""What to use in the place of attributes that applications of Starlette and FastAPI have."""
 
 
 def default_host() -> str:

@@ -1,6 +1,7 @@
 """What an author writes: the decorators and methods that the app and the plugin have in common."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 from litestar_agentcore.protocol.models import PingStatus
@@ -38,6 +39,12 @@ class AgentAuthoring:
         """
         self.agent.register_entrypoint(function)
         return function
+
+    @property
+    def handlers(self) -> Mapping[str, Callable[..., Any]]:
+        """What is registered: ``{"main": entrypoint}``, or nothing. It cannot be changed; see :meth:`entrypoint`."""
+        entrypoint = self.agent.entrypoint
+        return MappingProxyType({} if entrypoint is None else {"main": entrypoint.function})
 
     def ping(self, function: AnyPingFunction) -> AnyPingFunction:
         """Register a health function of the author's own.

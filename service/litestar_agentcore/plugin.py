@@ -17,6 +17,7 @@ from litestar_agentcore.controllers.invocations import invocations_controller, i
 from litestar_agentcore.controllers.metrics import metrics_controller
 from litestar_agentcore.controllers.websocket import websocket_controller
 from litestar_agentcore.exchange import InvocationExchange
+from litestar_agentcore.official_sdk import share_context
 from litestar_agentcore.openapi import PayloadSchemaPlugin, document_payload
 from litestar_agentcore.protocol.context import current_request
 from litestar_agentcore.protocol.settings import Settings
@@ -58,6 +59,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         logging: bool = False,
     ) -> None:
         super().__init__()
+        share_context()
         self.agent = Agent(settings or Settings.from_environment(), as_responder, __version__)
         self._debug = debug
         self._logging = logging
