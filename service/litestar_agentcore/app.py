@@ -149,7 +149,7 @@ _REGISTER = "BedrockAgentCoreApp(route_handlers=[...]) or app.register(...), wit
 _MIDDLEWARE = "BedrockAgentCoreApp(middleware=[Middleware(...)])"
 _EXCEPTION_HANDLERS = "BedrockAgentCoreApp(exception_handlers={...})"
 _LIFESPAN = "BedrockAgentCoreApp(lifespan=...), or on_startup=[...] and on_shutdown=[...]"
-_MOUNT = 'app.register(litestar.asgi("/path", is_mount=True)(application))'
+_MOUNT = 'app.register(litestar.asgi("/path", is_static=True, copy_scope=True)(application))'
 _WEBSOCKET = 'app.register(litestar.websocket("/path")(handler))'
 _INSTEAD = {
     "add_api_route": _REGISTER,

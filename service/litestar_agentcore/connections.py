@@ -137,9 +137,12 @@ class ClientDisconnected(WebSocketDisconnect):
     """
 
     def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(detail="The client left the WebSocket", code=code)
+        super().__init__(detail=f"The client left the WebSocket with code {code}", code=code)
         self.code = code
         self.reason = reason
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class InvalidJSON(SerializationException, json.JSONDecodeError):
@@ -279,12 +282,12 @@ class AgentWebSocket(_AgentConnection, WebSocket[Any, Any, Any]):
         Raises:
             WebSocketDisconnect: The client has left.
         """
-        try:
-            return await super().receive_data(mode)
-        except ClientDisconnected:
-            raise
-        except WebSocketDisconnect:
-            raise self._disconnected() from None
+        if self.connection_state == "init":
+            await self.accept()
+        message = await self.receive()
+        if message["type"] == "websocket.disconnect":
+            raise self._disconnected()
+        return message.get("text") or "" if mode == "text" else message.get("bytes") or b""
 
     async def receive_json(self, mode: WebSocketMode = "text") -> Any:
         """Receive a message that is JSON, as ``json.loads`` takes it.
