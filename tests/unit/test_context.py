@@ -324,10 +324,12 @@ def test_the_routing_experiment_is_in_the_baggage_whatever_else_there_is(
     assert entered(values, read=span_attributes) == {"request.id": "r"} | {k: v for k, v in members.items() if v}
 
 
-def test_what_a_propagator_found_of_the_experiment_counts_before_the_header() -> None:
-    values = RequestValues("r", baggage=f"{EXPERIMENT}=header")
+@pytest.mark.parametrize(("baggage", "arn"), [(f"{EXPERIMENT}=header", "header"), ("a=b", "host"), (None, "host")])
+def test_what_a_propagator_found_of_the_experiment_counts_where_the_header_has_none(
+    baggage: str | None, arn: str
+) -> None:
     get = BedrockAgentCoreContext.get_routing_experiment_arn
-    assert entered(values, {EXPERIMENT: "propagated"}, get) == "propagated"
+    assert entered(RequestValues("r", baggage=baggage), {EXPERIMENT: "host"}, get) == arn
 
 
 def test_an_experiment_that_is_set_is_an_attribute_of_the_spans_from_there_on() -> None:

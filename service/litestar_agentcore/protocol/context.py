@@ -154,7 +154,7 @@ def enter_request(values: RequestValues, experiment: dict[str, str] | None = Non
 
     Args:
         values: What the request's headers say.
-        experiment: The routing experiment, where a propagator found one.
+        experiment: The routing experiment that a propagator found, for a request whose header has none.
 
     Returns:
         What :data:`current_request` is reset with.
@@ -166,8 +166,8 @@ def enter_request(values: RequestValues, experiment: dict[str, str] | None = Non
             workload_access_token=values.workload_access_token or outside.workload_access_token,
             oauth2_callback_url=values.oauth2_callback_url or outside.oauth2_callback_url,
         )
-    if not experiment and values.baggage is not None:
-        experiment = routing_experiment(values.baggage)
+    if values.baggage is not None:
+        experiment = routing_experiment(values.baggage) or experiment
     return current_request.set(msgspec.structs.replace(values, experiment=experiment) if experiment else values)
 
 
