@@ -15,7 +15,7 @@ from typing import Any, cast
 from litestar import Request, WebSocket
 from litestar.connection import ASGIConnection
 from litestar.connection.base import empty_receive, empty_send
-from litestar.datastructures import Headers
+from litestar.datastructures import Headers, MultiDict
 from litestar.exceptions import SerializationException, WebSocketDisconnect
 from litestar.serialization import default_serializer
 from litestar.types import Message, Receive, Scope, Send, Serializer
@@ -92,6 +92,14 @@ class ConnectionHeaders(Headers):
         return self.getall(key, [])
 
 
+class ConnectionQuery(MultiDict[Any]):
+    """Query parameters, also under the name that Starlette's have."""
+
+    def getlist(self, key: str) -> list[Any]:
+        """All values of a parameter, in order; empty where there is none."""
+        return self.getall(key, [])
+
+
 class _AgentConnection(ASGIConnection[Any, Any, Any, Any]):
     _headers: ConnectionHeaders | None = None
 
@@ -101,6 +109,11 @@ class _AgentConnection(ASGIConnection[Any, Any, Any, Any]):
         if self._headers is None:
             self._headers = ConnectionHeaders(self.scope["headers"])
         return self._headers
+
+    @property
+    def query_params(self) -> ConnectionQuery:
+        """The query parameters of the URL."""
+        return ConnectionQuery(super().query_params)
 
     def __getitem__(self, key: str) -> Any:
         return self.scope[key]  # type: ignore[literal-required]

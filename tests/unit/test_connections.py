@@ -391,6 +391,14 @@ def test_headers_and_the_scope_are_read_as_starlettes(connection: Any) -> None:
         connection["nothing"]
 
 
+@pytest.mark.parametrize("connection", [request_of(), Conversation(headers=HEADERS).socket])
+def test_query_parameters_are_read_as_starlettes(connection: Any) -> None:
+    connection.scope["query_string"] = b"a=1&b=2&a=3"
+    assert connection.query_params.getlist("a") == ["1", "3"]
+    assert connection.query_params.getlist("c") == []
+    assert (connection.query_params["b"], connection.query_params.get("c")) == ("2", None)
+
+
 def test_the_method_is_in_the_request() -> None:
     assert request_of()["method"] == "POST"
 
