@@ -40,7 +40,8 @@ def agent_request(scope: Scope, client_left: Callable[[], bool]) -> "AgentReques
     Returns:
         A request that is also of the ``request_class`` of the application.
     """
-    request: AgentRequest = combined(AgentRequest, scope["litestar_app"].request_class)(scope)
+    chosen = scope["litestar_app"].request_class
+    request: AgentRequest = (AgentRequest if chosen is Request else combined(AgentRequest, chosen))(scope)
     request.client_left = client_left
     return request
 
@@ -67,7 +68,9 @@ def combined(own: Any, chosen: Any) -> Any:
         own: :class:`AgentRequest` or :class:`AgentWebSocket`.
         chosen: The application's ``request_class`` or ``websocket_class``.
     """
-    return own if issubclass(own, chosen) else _subclass(chosen, own)
+    if issubclass(own, chosen):
+        return own
+    return chosen if issubclass(chosen, own) else _subclass(chosen, own)
 
 
 @lru_cache(maxsize=100)

@@ -426,6 +426,12 @@ def test_the_classes_that_an_application_chose_stay_and_win() -> None:
     assert asyncio.run(request.json()) == "own"
     assert type(request_of(OwnRequest)) is type(request)
 
+    class OwnAgentRequest(AgentRequest):
+        pass
+
+    assert type(request_of(OwnAgentRequest)) is OwnAgentRequest
+    assert type(request_of(type(request))) is type(request)
+
     talk = Conversation(text("[NaN]"), socket_class=OwnSocket)
     assert isinstance(talk.socket, OwnSocket)
     assert str(run(talk.socket.receive_json())) == "['own', [nan]]"

@@ -22,7 +22,7 @@ def websocket_controller(agent: Agent) -> type[Controller]:
     class WebSocketController(Controller):
         @websocket("/ws", name="agentcore-ws")
         async def converse(self, socket: WebSocket[Any, Any, Any]) -> None:
-            socket.scope["headers"] = handshake_headers(socket.scope["headers"], socket.scope["query_string"])
+            socket.scope["headers"] = handshake_headers(socket.scope["headers"], socket.scope.get("query_string", b""))
             await WebSocketSession(agent, socket).serve()
 
     return WebSocketController
