@@ -4,10 +4,10 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from agentcore_telemetry.log_handlers import server_level
@@ -69,6 +69,12 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             self.get_logger = logging.getLogger
             self.logger = self._plugin.log_setup.configure_logger(APP_LOGGER, debug)
 
+    @property
+    def handlers(self) -> Mapping[str, Callable[..., Any]]:  # noqa: D102 - inherited
+        return self._plugin.handlers
+
+    handlers.__doc__ = AgentAuthoring.handlers.__doc__
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as an ASGI application."""
         if not self._plugin.serves and scope["type"] != "lifespan":  # mounted in an application without our lifespan
@@ -103,6 +109,14 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
                 function.run = self._run_entrypoint  # type: ignore[attr-defined]
         return function
 
+    if not TYPE_CHECKING:  # or a type checker would take any attribute for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if (instead := _INSTEAD.get(name)) is not None:
+                message += f": it is a Litestar application. Use {instead}"
+            raise AttributeError(message, name=name, obj=self)
+
     def _run_entrypoint(self, port: int = 8080, host: str | None = None) -> None:
         self.run(port, host)
 
@@ -123,6 +137,38 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         if self._plugin.log_setup.configure_server():
             options["log_config"] = None
         uvicorn.run(self, **(options | kwargs))
+
+
+_REGISTER = "BedrockAgentCoreApp(route_handlers=[...]) or app.register(...), with a Litestar route handler"
+_MIDDLEWARE = "BedrockAgentCoreApp(middleware=[Middleware(...)])"
+_EXCEPTION_HANDLERS = "BedrockAgentCoreApp(exception_handlers={...})"
+_LIFESPAN = "BedrockAgentCoreApp(lifespan=...), or on_startup=[...] and on_shutdown=[...]"
+_MOUNT = 'app.register(litestar.asgi("/path", is_static=True, copy_scope=True)(application))'
+_WEBSOCKET = 'app.register(litestar.websocket("/path")(handler))'
+_INSTEAD = {
+    "add_api_route": _REGISTER,
+    "add_api_websocket_route": _WEBSOCKET,
+    "add_event_handler": _LIFESPAN,
+    "add_exception_handler": _EXCEPTION_HANDLERS,
+    "add_middleware": _MIDDLEWARE,
+    "add_route": _REGISTER,
+    "add_websocket_route": _WEBSOCKET,
+    "api_route": _REGISTER,
+    "build_middleware_stack": _MIDDLEWARE,
+    "exception_handler": _EXCEPTION_HANDLERS,
+    "host": f"{_MOUNT} behind a proxy that maps hosts to paths",
+    "include_router": _REGISTER,
+    "max_body_size": "AGENTCORE_MAX_BODY_BYTES, an environment variable",
+    "middleware_stack": _MIDDLEWARE,
+    "mount": _MOUNT,
+    "on_event": _LIFESPAN,
+    "route": _REGISTER,
+    "router": "app.routes to read routes, and to add one " + _REGISTER,
+    "url_path_for": "app.route_reverse(name)",
+    "user_middleware": _MIDDLEWARE,
+    "websocket_route": _WEBSOCKET,
+}
+"""What to use in the place of attributes that applications of Starlette and FastAPI have."""
 
 
 def default_host() -> str:

@@ -19,6 +19,7 @@ from litestar_agentcore.controllers.metrics import metrics_controller
 from litestar_agentcore.controllers.websocket import websocket_controller
 from litestar_agentcore.errors import report_once
 from litestar_agentcore.exchange import InvocationExchange
+from litestar_agentcore.official_sdk import share_context
 from litestar_agentcore.openapi import PayloadSchemaPlugin, document_payload
 from litestar_agentcore.protocol.context import current_request
 from litestar_agentcore.protocol.settings import Settings, retired_variables
@@ -78,6 +79,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         self.log_setup.configure_package("agentcore_telemetry")
         self.log_setup.format_server_lines()
         self.serves = False
+        share_context()
         self.agent = Agent(settings, as_responder, __version__)
         self._debug = debug
         self._ping_path = ping_path
