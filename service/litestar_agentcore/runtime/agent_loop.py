@@ -82,7 +82,6 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         super().__init__(self.turns)
         self._callbacks: Any = self._ready  # type: ignore[attr-defined]
         self.turns.has_callbacks = self._callbacks.__len__
-        self._timers: list[Any] = self._scheduled  # type: ignore[attr-defined]
         self._executor_threads = ThreadPool(min(32, (os.cpu_count() or 1) + 4), "agentcore-to-thread")
         self._has_executor = False
         self._batching: int | None = None
@@ -119,7 +118,8 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
 
     def _add_timer(self, timer: Any) -> None:
         if not timer.cancelled():
-            heapq.heappush(self._timers, timer)
+            # Asked for here and now: asyncio replaces the list when many of its timers were cancelled.
+            heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
             timer._scheduled = True  # noqa: SLF001
 
     def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
