@@ -12,12 +12,13 @@ import traceback
 import weakref
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from functools import partial
 from time import monotonic
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVarTuple, Unpack
 
 from litestar_agentcore.runtime.callbacks import CallbackQueue, call_threadsafe
-from litestar_agentcore.runtime.tasks import register_if_tracked
+from litestar_agentcore.runtime.tasks import make_task
 from litestar_agentcore.runtime.threads import ThreadPool
 from litestar_agentcore.runtime.watchdog import Runner, Watchdog
 
@@ -127,10 +128,9 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         if options.get("context") is None:
             options["context"] = copy_context()
         context = options["context"]
-        task: asyncio.Task[Any] = super().create_task(coro, **options)
+        task: asyncio.Task[Any] = make_task(coro, partial(super().create_task, coro, **options))
         if not task.done():
             self._keep(task, getattr(coro, "__qualname__", None) or task.get_name(), context)
-            register_if_tracked(task, coro)
         return task
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
