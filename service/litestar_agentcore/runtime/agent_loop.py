@@ -124,11 +124,24 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
             timer._scheduled = True  # noqa: SLF001
 
     def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
-        """Make a task, and keep it until its end: asyncio has but weak references, and handlers forget their tasks."""
-        if options.get("context") is None:
-            options["context"] = copy_context()
-        context = options["context"]
-        task: asyncio.Task[Any] = make_task(coro, partial(super().create_task, coro, **options))
+        """Make a task, and keep it until its end: asyncio has but weak references, and handlers forget their tasks.
+
+        A task factory is asked on the loop's own thread alone. An eager one begins a task on the thread that makes it,
+        and from another thread that would break the tasks of the loop.
+        """
+        context = options.get("context")
+        if context is None:
+            context = copy_context()
+        is_here = self._thread_id == threading.get_ident()  # type: ignore[attr-defined]
+        make: Callable[[], asyncio.Task[Any]]
+        if is_here and self.get_task_factory() is not None:
+            make = partial(super().create_task, coro, **options)
+        else:
+            options["context"] = context
+            if not is_here:
+                options.pop("eager_start", None)
+            make = partial(asyncio.Task, coro, loop=self, **options)
+        task = make_task(coro, make)
         if not task.done():
             self._keep(task, getattr(coro, "__qualname__", None) or task.get_name(), context)
         return task
