@@ -194,6 +194,10 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         if self._released and not self._kept:
             self.stop()
 
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """The tasks that have not ended; from any thread."""
+        return list(self._kept)
+
     def set_default_executor(self, executor: Any) -> None:
         """Have another executor for ``asyncio.to_thread()`` and ``run_in_executor(None, ...)``."""
         self._has_executor = True
@@ -390,7 +394,8 @@ class AgentLoop:
         if loop is None or loop.is_closed():
             return
         ended: concurrent.futures.Future[None] = concurrent.futures.Future()
-        loop.call_soon(lambda: loop.create_task(_cancel_all(ended)))
+        tasks = loop.tasks()  # now: a loop that is held until the app is started again must not lose what runs then
+        loop.call_soon(lambda: loop.create_task(_cancel_all(tasks, ended)))
         began = loop.turns.turn_began
         held = began and monotonic() - began > self._stall_seconds
         try:
@@ -404,9 +409,9 @@ def _release(loop: AgentEventLoop, watchdog: Watchdog) -> None:
     loop.release()
 
 
-async def _cancel_all(ended: "concurrent.futures.Future[None]") -> None:
+async def _cancel_all(tasks: list[asyncio.Task[Any]], ended: "concurrent.futures.Future[None]") -> None:
     try:
-        left = asyncio.all_tasks() - {asyncio.current_task()}
+        left = [task for task in tasks if not task.done()]
         for task in left:
             if not task.cancelling():  # else it has been told, and is tidying up
                 task.cancel()
