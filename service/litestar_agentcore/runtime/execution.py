@@ -38,13 +38,14 @@ class HandlerCall:
     """A handler that was called and has not answered yet.
 
     Args:
-        outcome: Belongs to the loop that asked.
+        callbacks: Reach the loop that asked.
     """
 
-    __slots__ = ("_ended", "_on_end", "outcome", "spawned")
+    __slots__ = ("_callbacks", "_ended", "_on_end", "outcome", "spawned")
 
-    def __init__(self, outcome: "asyncio.Future[Any]") -> None:
-        self.outcome = outcome
+    def __init__(self, callbacks: CallbackQueue) -> None:
+        self._callbacks = callbacks
+        self.outcome: asyncio.Future[Any] = callbacks.loop.create_future()
         """The encoded value, the stream of what it yields, the response that it made itself, or its failure. Whoever
         settles it first lets the handler run on unheard."""
         self.spawned: Spawned | None = None
@@ -63,7 +64,7 @@ class HandlerCall:
             self.spawned.cancel()
 
     def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function once the handler has returned; at once where it has. On the loop that asked.
+        """Call a function once the handler's code has ended, on whichever thread that is; at once where it has.
 
         Args:
             function: What to call.
@@ -72,19 +73,29 @@ class HandlerCall:
         if self._ended:
             function()
 
-    def settle(self, result: object) -> None:
-        """Take what the handler came to. On the loop that asked.
+    def give(self, result: object) -> None:
+        """Hand over what the handler came to, on the handler's side, as the last that it does but for its stream.
 
         Args:
             result: What :attr:`outcome` promises.
         """
+        if isinstance(result, EventStream):
+            result.when_ended(self._end)
+        self._callbacks.call_soon(self._settle, result)
+        if not isinstance(result, EventStream):
+            self._end()
+
+    def _end(self) -> None:
+        # Here and not on the loop that asked, which may be closed by now.
+        self._ended = True
+        if self._on_end is not None:
+            self._on_end()
+
+    def _settle(self, result: object) -> None:
         if not self.outcome.done():
             self.outcome.set_result(result)
         elif isinstance(result, EventStream):
             result.close()  # whoever asked is gone
-        self._ended = True
-        if self._on_end is not None:
-            self._on_end()
 
 
 class Execution(Generic[Response]):
@@ -180,7 +191,7 @@ class Execution(Generic[Response]):
             stream = AsyncEventStream(source, callbacks, self._stream_capacity, observer.note)
             self._loop_for(callbacks).spawn(stream.iterate(), copy_context(), handler.name)
             return stream
-        call = HandlerCall(callbacks.loop.create_future())
+        call = HandlerCall(callbacks)
         if handler.kind is HandlerKind.COROUTINE:
             run = self._run(partial(handler.call, payload, context), call, callbacks, observer)
             call.spawned = self._loop_for(callbacks).spawn(run, copy_context(), handler.name)
@@ -273,7 +284,7 @@ class Execution(Generic[Response]):
         except BaseException as error:
             unheard = isinstance(error, asyncio.CancelledError) and call.outcome.done()
             result = None if unheard else observer.describe(error)
-        callbacks.call_soon(call.settle, result)
+        call.give(result)
         if stream is not None:
             await stream.iterate()
 
@@ -287,7 +298,7 @@ class Execution(Generic[Response]):
         observer: Observer,
     ) -> None:
         if call.outcome.cancelled():  # while it waited for a thread
-            callbacks.call_soon(call.settle, None)
+            call.give(None)
             return
         stream: PlainEventStream | None = None
         result: Any
@@ -317,7 +328,7 @@ class Execution(Generic[Response]):
             result = observer.describe(error)
         finally:
             asyncio._set_running_loop(None)  # noqa: SLF001
-        callbacks.call_soon(call.settle, result)
+        call.give(result)
         if stream is not None:
             stream.iterate()
 
