@@ -6,7 +6,6 @@ It is only made where no span processor but the service's own would have to see 
 """
 
 import logging
-import threading
 import traceback
 from collections.abc import Mapping, MutableMapping
 from time import time_ns
@@ -23,13 +22,15 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import Attributes, AttributeValue
 
+from agentcore_telemetry.locks import ForkSafeLock
+
 logger = logging.getLogger(__name__)
 
 _UNSET = Status(StatusCode.UNSET)
 _RANDOM_TRACE_ID = 0x02
 """The flag of W3C Trace Context, level 2, section 3.2.2.5.2."""
 
-_writing = threading.RLock()
+_lock = ForkSafeLock()
 """One for all spans, and rarely asked for; what is logged meanwhile may be written into another span."""
 
 
@@ -72,7 +73,7 @@ class ServerSpan(trace.Span, ReadableSpan):
         """Whether the span has not ended."""
         return self._end_time is None
 
-    def know(self, key: str, value: AttributeValue) -> None:
+    def set_attribute_unchecked(self, key: str, value: AttributeValue) -> None:
         """Set an attribute of the service's own, whose value is known to be well-formed.
 
         Args:
@@ -83,13 +84,13 @@ class ServerSpan(trace.Span, ReadableSpan):
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         """Set an attribute."""
-        with _writing:
+        with _lock:
             if not self._ended("set an attribute"):
                 self._checked()[key] = value
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         """Set attributes."""
-        with _writing:
+        with _lock:
             if self._ended("set attributes"):
                 return
             checked = self._checked()
@@ -117,7 +118,7 @@ class ServerSpan(trace.Span, ReadableSpan):
         limits = self._tracer.limits
         bounded = BoundedAttributes(limits.max_event_attributes, attributes, max_value_len=limits.max_attribute_length)
         event = Event(name, bounded, timestamp)
-        with _writing:
+        with _lock:
             if not self._ended("add an event"):
                 if not isinstance(self._events, BoundedList):
                     self._events = BoundedList(limits.max_events)
@@ -129,7 +130,7 @@ class ServerSpan(trace.Span, ReadableSpan):
             return
         limits = self._tracer.limits
         bounded = BoundedAttributes(limits.max_link_attributes, attributes, max_value_len=limits.max_attribute_length)
-        with _writing:
+        with _lock:
             if not self._ended("add a link"):
                 if not isinstance(self._links, BoundedList):
                     self._links = BoundedList(limits.max_links)
@@ -137,7 +138,7 @@ class ServerSpan(trace.Span, ReadableSpan):
 
     def update_name(self, name: str) -> None:
         """Give the span another name."""
-        with _writing:
+        with _lock:
             if not self._ended("update the name"):
                 self._name = name
 
@@ -147,7 +148,7 @@ class ServerSpan(trace.Span, ReadableSpan):
             status = Status(status, description)
         if not isinstance(status, Status):  # as the SDK has it: a wrong call must not cost a request
             return
-        with _writing:
+        with _lock:
             if self._ended("set the status") or status.status_code is StatusCode.UNSET:
                 return
             if self._status.status_code is not StatusCode.OK:
@@ -186,13 +187,13 @@ class ServerSpan(trace.Span, ReadableSpan):
 
     def end(self, end_time: int | None = None) -> None:
         """End the span and hand it on."""
-        _writing.acquire()  # which takes half as long as ``with``
+        _lock.acquire()  # which takes half as long as ``with``
         try:
             if self._ended("end"):
                 return
             self._end_time = time_ns() if end_time is None else end_time
         finally:
-            _writing.release()
+            _lock.release()
         self._tracer.processors.on_end(self)
 
     def _ended(self, what: str) -> bool:
@@ -202,7 +203,7 @@ class ServerSpan(trace.Span, ReadableSpan):
         return True
 
 
-class OwnProcessors(SynchronousMultiSpanProcessor):
+class InternalSpanProcessors(SynchronousMultiSpanProcessor):
     """The span processors of a provider, and whether all of them are the service's own.
 
     Args:
@@ -212,11 +213,11 @@ class OwnProcessors(SynchronousMultiSpanProcessor):
     def __init__(self, *own: type) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._own = own
-        self.only_own = True
+        self.only_internal = True
 
     def add_span_processor(self, span_processor: Any) -> None:
         """Add a processor."""
-        self.only_own = self.only_own and isinstance(span_processor, self._own)
+        self.only_internal = self.only_internal and isinstance(span_processor, self._own)
         super().add_span_processor(span_processor)
 
 
@@ -233,7 +234,7 @@ class ServerTracer:
     def __init__(
         self,
         provider: TracerProvider,
-        processors: OwnProcessors,
+        processors: InternalSpanProcessors,
         limits: SpanLimits,
         scope: InstrumentationScope,
     ) -> None:

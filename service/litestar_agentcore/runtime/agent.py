@@ -30,9 +30,6 @@ class Agent:
         settings: How it behaves.
         as_response: Tells ready-made responses among the values that handlers return; see :class:`Execution`.
         version: The service's version.
-
-    Raises:
-        TelemetryError: An ``OTEL_*`` variable makes no sense.
     """
 
     def __init__(self, settings: Settings, as_response: Callable[[Any], Any], version: str) -> None:
@@ -113,6 +110,7 @@ class Agent:
         """Be ready for requests, again if need be."""
         self.shutting_down = self.refuses_work = False
         self.telemetry.tracer()
+        self.headers = HeaderReader(self.telemetry.propagated)  # the host program may have set another propagator
 
     def stop(self) -> None:
         """Stop the workers. Handlers and tasks that still run are cancelled. Blocks for some seconds at most."""
