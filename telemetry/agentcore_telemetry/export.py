@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakMethod
 
 from opentelemetry import context as otel_context
@@ -45,14 +46,17 @@ class SpanExportQueue(SpanProcessor):
         self._batch_size = settings.max_export_batch_size
         self._delay = settings.schedule_delay
         self._ending = False
-        self._start(make_exporter())
+        exporter = make_exporter()
+        self._encode: Callable[[ReadableSpan], Any] | None = getattr(exporter, "encode_span", None)
+        self._start(exporter)
         if hasattr(os, "register_at_fork"):
             restart = WeakMethod(self._restart_in_child)
             os.register_at_fork(after_in_child=lambda: (method := restart()) and method())
 
     def _start(self, exporter: SpanExporter | None) -> None:
         self._exporter = exporter
-        self._spans: deque[ReadableSpan] = deque()
+        self._spans: deque[Any] = deque()
+        """Spans, encoded where the exporter takes them so."""
         self._wake = threading.Event()
         self._export_lock = threading.Lock()
         self._count_lock = threading.Lock()
@@ -81,7 +85,13 @@ class SpanExportQueue(SpanProcessor):
             self._drop(1)
             return
         self._abandoned = False
-        self._spans.append(span)
+        try:
+            # Here it takes microseconds. The export's thread, encoding a whole batch, would keep the interpreter's lock
+            # from all others for sys.getswitchinterval(), 5 ms, each time that it gets it.
+            self._spans.append(span if self._encode is None else self._encode(span))
+        except Exception as error:
+            logger.debug("A span cannot be encoded: %s", error)
+            self._drop(1)
         if len(self._spans) >= self._batch_size and not self._wake.is_set():
             self._wake.set()
 
@@ -108,7 +118,7 @@ class SpanExportQueue(SpanProcessor):
                 self._report()
         self._report()
 
-    def _export(self, batch: list[ReadableSpan]) -> bool:
+    def _export(self, batch: list[Any]) -> bool:
         # The exporter's own HTTP client may be instrumented: its spans must not be exported in their turn.
         token = otel_context.attach(otel_context.set_value(SUPPRESS_INSTRUMENTATION, True))
         try:

@@ -8,12 +8,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from agentcore_telemetry.environment import TraceSettings
 from agentcore_telemetry.export import REPORT_SECONDS, SHUTDOWN_SECONDS, SUPPRESS_INSTRUMENTATION, SpanExportQueue
+from agentcore_telemetry.otlp import EncodedSpan, encode_span, encode_spans
 from opentelemetry import context as otel_context
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
@@ -340,6 +342,60 @@ def test_a_second_shutdown_is_no_error() -> None:
 
     queue.shutdown()
     queue.shutdown()
+
+
+# Encoding
+
+
+class Encoding(Backend):
+    """Takes encoded spans alone, as the OTLP exporters do here."""
+
+    encode_span = staticmethod(encode_span)
+
+    def export(self, spans: Sequence[Any]) -> SpanExportResult:
+        assert all(isinstance(span, EncodedSpan) for span in spans)
+        self.batches.append([encode_spans([span]).decode(errors="replace") for span in spans])
+        return self.behave()
+
+
+def test_a_span_is_encoded_when_it_ends_and_not_kept() -> None:
+    queue = queue_to(Encoding())
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(queue)
+    event = Event("event")
+    span = provider.get_tracer("test").start_span("span")
+    span._events.append(event)  # type: ignore[attr-defined]
+    span.end()
+    gone = weakref.ref(event)
+
+    del span, event
+
+    gc.collect()
+    assert gone() is None
+    assert queue.force_flush()
+
+
+def test_a_span_that_cannot_be_encoded_is_dropped_alone_and_counted() -> None:
+    backend = Encoding()
+    queue = queue_to(backend)
+
+    record(queue, "before", "\ud800", "after")
+
+    assert queue.force_flush()
+    assert queue.dropped == 1
+    assert ["before" in name or "after" in name for name in backend.names] == [True, True]
+
+
+def test_a_span_for_which_there_is_no_room_is_not_encoded(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    monkeypatch.setattr(Hanging, "encode_span", lambda self, span: encoded.append(span.name), raising=False)
+    queue = queue_to(hanging, MAX_QUEUE_SIZE="2")
+
+    record(queue, *numbered(5))
+
+    assert encoded == numbered(2)
+    assert queue.dropped == 3
+    queue.abandon()
 
 
 # A forked process
