@@ -56,7 +56,6 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
 
     Raises:
         SettingsError: An ``AGENTCORE_*`` variable makes no sense.
-        TelemetryError: An ``OTEL_*`` variable makes no sense.
         TypeError: The entrypoint cannot be called with a payload.
     """
 
