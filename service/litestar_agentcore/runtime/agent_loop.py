@@ -305,14 +305,14 @@ class HandlerLoop(Protocol):
 
 
 class _SpawnedTask:
-    __slots__ = ("_task",)
+    __slots__ = ("_loop", "_task")
 
-    def __init__(self, task: "asyncio.Task[None]") -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
+        self._loop = loop
         self._task = task
 
     def cancel(self) -> None:
-        # At once: a callback would come behind the first step of a task that has not begun, and let it begin.
-        self._task.cancel()
+        self._loop.call_soon_threadsafe(self._task.cancel)
 
 
 class AgentLoop:
@@ -358,7 +358,7 @@ class AgentLoop:
             A handle to cancel it with.
         """
         loop = self._loop or self._start()
-        return _SpawnedTask(loop.spawn(coroutine, context, name))
+        return _SpawnedTask(loop, loop.spawn(coroutine, context, name))
 
     @property
     def lag(self) -> float:

@@ -41,7 +41,7 @@ class HandlerCall:
         callbacks: Reach the loop that asked.
     """
 
-    __slots__ = ("_callbacks", "_ended", "_on_end", "outcome", "spawned")
+    __slots__ = ("_callbacks", "_ended", "_on_end", "cancelled", "outcome", "spawned")
 
     def __init__(self, callbacks: CallbackQueue) -> None:
         self._callbacks = callbacks
@@ -49,6 +49,8 @@ class HandlerCall:
         """The encoded value, the stream of what it yields, the response that it made itself, or its failure. Whoever
         settles it first lets the handler run on unheard."""
         self.spawned: Spawned | None = None
+        self.cancelled = False
+        """Whether a handler that has not begun is not to begin any more."""
         self._ended = False
         self._on_end: Callable[[], object] | None = None
 
@@ -59,9 +61,20 @@ class HandlerCall:
 
     def cancel(self) -> None:
         """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
+        self.cancelled = True
         self.outcome.cancel()
         if self.spawned is not None:
             self.spawned.cancel()
+
+    def go_on_as(self, spawned: Spawned) -> None:
+        """Take note of what a plain handler has become.
+
+        Args:
+            spawned: What is to be cancelled with it.
+        """
+        self.spawned = spawned
+        if self.cancelled:  # in between, when there was nothing to cancel yet
+            spawned.cancel()
 
     def when_ended(self, function: Callable[[], object]) -> None:
         """Call a function once the handler's code has ended, on whichever thread that is; at once where it has.
@@ -247,6 +260,8 @@ class Execution(Generic[Response]):
         async def run() -> None:
             error = None
             try:
+                if outcome.cancelled():  # while the loop was held
+                    return
                 await (function(receive, send) if bridge is None else function(bridge.receive, bridge.send))
             except BaseException as raised:
                 error = raised
@@ -268,6 +283,9 @@ class Execution(Generic[Response]):
         self, start: Callable[[], Awaitable[Any]], call: HandlerCall, callbacks: CallbackQueue, observer: Observer
     ) -> None:
         """Run a coroutine handler, and iterate the async generator that it returns in the same task."""
+        if call.cancelled:  # while the loop was held
+            call.give(None)
+            return
         stream: AsyncEventStream | None = None
         try:
             value = await start()
@@ -288,6 +306,14 @@ class Execution(Generic[Response]):
         if stream is not None:
             await stream.iterate()
 
+    async def _run_returned(
+        self, awaitable: Awaitable[Any], call: HandlerCall, callbacks: CallbackQueue, observer: Observer
+    ) -> None:
+        """Run what a plain function around an async one returned."""
+        if call.cancelled and inspect.iscoroutine(awaitable):
+            awaitable.close()
+        await self._run(lambda: awaitable, call, callbacks, observer)
+
     def _run_in_thread(
         self,
         handler: Handler,
@@ -297,7 +323,7 @@ class Execution(Generic[Response]):
         callbacks: CallbackQueue,
         observer: Observer,
     ) -> None:
-        if call.outcome.cancelled():  # while it waited for a thread
+        if call.cancelled:  # while it waited for a thread
             call.give(None)
             return
         stream: PlainEventStream | None = None
@@ -317,10 +343,8 @@ class Execution(Generic[Response]):
                 result = AsyncEventStream(value, callbacks, self._stream_capacity, observer.note)
                 self._loop_for(callbacks).spawn(result.iterate(), copy_context(), handler.name)
             elif inspect.isawaitable(value):  # a plain function around an async one
-                run = self._run(lambda: value, call, callbacks, observer)
-                call.spawned = spawned = self._loop_for(callbacks).spawn(run, copy_context(), handler.name)
-                if call.outcome.cancelled():  # in between, when there was nothing to cancel yet
-                    spawned.cancel()
+                run = self._run_returned(value, call, callbacks, observer)
+                call.go_on_as(self._loop_for(callbacks).spawn(run, copy_context(), handler.name))
                 return
             else:
                 result = self._result(value)
