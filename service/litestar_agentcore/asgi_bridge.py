@@ -205,6 +205,8 @@ async def serve_on_agent_loop(
     async def run() -> None:
         error = None
         try:
+            if outcome.cancelled():  # while the loop was held
+                return
             await (function(receive, send) if bridge is None else function(bridge.receive, bridge.send))
         except BaseException as raised:
             error = raised
@@ -214,7 +216,7 @@ async def serve_on_agent_loop(
     try:
         error = await outcome
     except asyncio.CancelledError:
-        task.cancel()
+        task.get_loop().call_soon_threadsafe(task.cancel)
         if bridge is not None:
             await bridge.close(wait=False)
         raise

@@ -452,19 +452,6 @@ class TestTasksThatHandlersStart:
 
 
 class TestCancelling:
-    def test_what_is_cancelled_before_it_begins_never_does(self, agent: AgentLoop, block: Block) -> None:
-        hold(agent, block)
-        begun = threading.Event()
-
-        async def handler() -> None:
-            begun.set()
-
-        coroutine = handler()
-        cancel(agent.spawn(coroutine, copy_context(), "handler"))
-        block.release()
-        eventually(lambda: inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED)
-        assert not begun.is_set()
-
     def test_what_is_cancelled_after_it_began_may_clean_up(self, agent: AgentLoop) -> None:
         begun, seen = threading.Event(), []
 

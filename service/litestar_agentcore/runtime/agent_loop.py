@@ -325,7 +325,7 @@ class AgentLoop:
             name: What people know it by.
 
         Returns:
-            Its task, which may be cancelled from any thread.
+            Its task. To be cancelled on its loop.
         """
         loop = self._loop or self._start()
         return loop.spawn(coroutine, context, name)

@@ -75,7 +75,7 @@ class Execution:
             name: What people know it by.
 
         Returns:
-            Its task, which may be cancelled on the same loop.
+            Its task. To be cancelled on its loop.
         """
         return (spawn_inline if self.inline else self.agent_loop.spawn)(coroutine, context, name)
 
@@ -105,7 +105,7 @@ class HandlerCall:
     """
 
     __slots__ = (
-        "_callbacks", "_context", "_ended", "_execution", "_handler", "_observer", "_on_end", "_outcome",
+        "_callbacks", "_cancelled", "_context", "_ended", "_execution", "_handler", "_observer", "_on_end", "_outcome",
         "_payload", "_task",
     )  # fmt: skip
 
@@ -126,6 +126,7 @@ class HandlerCall:
         self._observer = observer
         self._outcome: asyncio.Future[Any] = callbacks.loop.create_future()
         self._task: asyncio.Task[None] | None = None
+        self._cancelled = False
         self._ended = False
         self._on_end: Callable[[], object] | None = None
 
@@ -182,9 +183,10 @@ class HandlerCall:
 
     def cancel(self) -> None:
         """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
+        self._cancelled = True  # for a handler that has not begun, since its loop is held
         self._outcome.cancel()
         if self._task is not None:
-            self._task.cancel()
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
     def when_ended(self, function: Callable[[], object]) -> None:
         """Call a function once the handler's code has ended, on whichever thread that is; at once where it has."""
@@ -202,14 +204,9 @@ class HandlerCall:
 
     def _spawn_awaitable(self, value: Awaitable[Any], context: Context) -> None:
         """Go on with what plain code returned as an async handler does."""
-        run = self._run_async(lambda: value)
-        if self._outcome.cancelled():
-            run.close()
-            if inspect.iscoroutine(value):
-                value.close()
-            self._end()
-        else:
-            self._task = self._execution.spawn(run, context, self._handler.name)
+        if self._cancelled and inspect.iscoroutine(value):
+            value.close()
+        self._task = self._execution.spawn(self._run_async(lambda: value), context, self._handler.name)
 
     # -- On the handler's side
 
@@ -229,6 +226,9 @@ class HandlerCall:
 
     async def _run_async(self, start: Callable[[], Awaitable[Any]]) -> None:
         """Run a coroutine, and iterate the async generator that it returns in the same task."""
+        if self._cancelled:
+            self._hand_over(None)
+            return
         try:
             result = self._result_of(await start())
         except BaseException as error:
@@ -242,7 +242,7 @@ class HandlerCall:
 
     def _run_in_thread(self) -> None:
         """Run plain code, or the only step of a coroutine, and iterate the plain generator that it returns."""
-        if self._outcome.cancelled():  # while it waited for a thread
+        if self._cancelled:  # while it waited for a thread
             self._hand_over(None)
             return
         one_step = self._handler.kind is HandlerKind.ONE_STEP
