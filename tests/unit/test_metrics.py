@@ -872,6 +872,10 @@ def test_metrics_are_openmetrics_where_that_is_accepted(client: Client, accept: 
     assert response.text.endswith("# EOF\n")
 
 
+MOVING = {"agentcore_event_loop_lag_seconds", "agentcore_handler_threads"}
+"""What need not be the same at two scrapes: a thread hands its answer over before it has ended its call."""
+
+
 def test_both_forms_tell_the_same(app: BedrockAgentCoreApp, client: Client) -> None:
     app.entrypoint(plain_events)
     client.post("/invocations", json={})
@@ -882,7 +886,7 @@ def test_both_forms_tell_the_same(app: BedrockAgentCoreApp, client: Client) -> N
             (sample.name, frozenset(sample.labels.items()), sample.value)
             for metric in families
             for sample in metric.samples
-            if sample.name.startswith("agentcore_")
+            if sample.name.startswith("agentcore_") and sample.name not in MOVING
         }
 
     text = client.get("/metrics").text
