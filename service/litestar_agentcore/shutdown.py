@@ -69,11 +69,7 @@ class Shutdown:
             yield
             return
         loop = asyncio.get_running_loop()
-        servers = {
-            number: handler
-            for number in SIGNALS
-            if callable(handler := signal.getsignal(number))
-        }
+        servers = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
         self._has_server = signal.SIGTERM in servers
 
         def take(number: int) -> None:

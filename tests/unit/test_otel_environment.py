@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -266,6 +267,17 @@ def test_the_sdk_can_be_disabled(value: str, disabled: bool) -> None:
 # OTLP over gRPC, whose package need not be there
 
 
+@pytest.fixture(autouse=True)
+def grpc_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is or not: the end-to-end tests bring it along."""
+
+    def without_grpc(group: str) -> list[EntryPoint]:
+        return [entry for entry in entry_points(group=group) if not entry.name.endswith("_grpc")]
+
+    monkeypatch.setattr("agentcore_telemetry.environment._is_installed", lambda module: False)
+    monkeypatch.setattr("agentcore_telemetry.environment.entry_points", without_grpc)
+
+
 @pytest.fixture
 def grpc_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentcore_telemetry.environment._is_installed", lambda module: True)
@@ -483,6 +495,7 @@ print("fields", *sorted(get_global_textmap().fields), file=sys.stderr)
 def run(code: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    environment["AGENTCORE_LOG_FORMAT"] = "none"  # so that the lines have the form that the program gives them
     return subprocess.run(
         [sys.executable, "-c", code], env=environment | variables, capture_output=True, text=True, timeout=60
     )
