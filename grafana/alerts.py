@@ -1,6 +1,6 @@
-"""The alert rules: an error budget, the burn rates that follow from it, and the other things that need a person.
+"""The alerting and recording rules: burn rates of an error budget, and conditions that need a person.
 
-Every threshold is a constant here. ``python -m grafana.generate`` writes the rules as Prometheus reads them.
+Every threshold is a constant here. ``python -m grafana.generate`` writes the rule file.
 """
 
 from typing import Any, Literal
@@ -9,63 +9,72 @@ import msgspec
 import yaml
 
 OBJECTIVE_PERCENT = 99.9
-"""The service level objective: of a hundred invocations that the service is answerable for, so many succeed."""
+"""The service level objective: the percentage of valid invocations that succeed."""
 
 BUDGET = (100 - OBJECTIVE_PERCENT) / 100
-"""The share of invocations that may fail."""
+"""The error budget: the share of valid invocations that may fail."""
 
 MIN_FAILURES = 10
-"""Fewer failures than that burn nothing, whatever share they are: one at night must not wake anybody."""
+"""Fewer failures in a window alert nobody, whatever share they are: one at night must not wake anybody."""
 
 FAILED = 'outcome=~"server_error|rejected|timeout"'
-ELIGIBLE = 'outcome!~"client_error|disconnected"'
-"""What a caller did wrong, or did not wait for, says nothing of the service: neither good nor bad."""
+VALID = 'outcome!~"client_error|disconnected"'
+"""What a caller did wrong, or did not wait for, is neither good nor bad."""
 
 FIRST_CHUNK_SECONDS = 10
-"""A bound of the histogram's buckets, so that the quantile is exact where it matters."""
+"""A bound of the histogram's buckets, so that the quantile is exact at this value."""
 FIRST_CHUNK_MIN_STREAMS = 20
+
+LAG_SECONDS = 10
+"""For how long the agent's event loop may not have turned."""
+LAG_MINUTES = 5
+"""Half of the scrapes of so many minutes must show more than that, and for as long again.
+
+So a single call that blocks for two minutes alerts nobody, and neither do short ones that come now and then.
+"""
 
 TASK_HOURS = 6
 STALLS = 5
 
-SERVICE = "namespace, job, agent"
-"""What makes an agent. A label that a scraper does not attach is empty, and groups nothing."""
+AGENT = "namespace, job, agent"
+"""The labels of an agent. One that a scraper does not attach is empty, and groups nothing."""
 INSTANCE = "namespace, job, agent, agent_version, pod, instance"
+"""The labels of an instance of an agent."""
 CHARTED = 'agent!="", agent_version!=""'
-"""The labels that the chart's monitors attach, to ``up`` as well."""
+"""Matches targets of the chart's monitors, which attach these labels to ``up`` as well."""
 
 Severity = Literal["page", "ticket"]
 
 
-class Recording(msgspec.Struct, frozen=True):
-    """An expression that Prometheus computes ahead."""
+class RecordingRule(msgspec.Struct, frozen=True):
+    """A recording rule."""
 
     record: str
     expr: str
 
     def as_rule(self) -> dict[str, Any]:
-        """The rule as Prometheus reads it."""
+        """The rule as an entry of a rule file."""
         return {"record": self.record, "expr": self.expr}
 
 
-class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that a person is to look at."""
+class AlertingRule(msgspec.Struct, frozen=True, kw_only=True):
+    """An alerting rule."""
 
     name: str
     severity: Severity
     expr: str
     summary: str
     description: str
-    lasting: str = ""
-    """For how long it must be true first."""
+    pending: str = ""
+    """The rule's ``for``: how long the expression must be true before the alert fires."""
     labels: dict[str, str] = {}
 
     def as_rule(self) -> dict[str, Any]:
-        """The rule as Prometheus reads it."""
+        """The rule as an entry of a rule file."""
         return {
             "alert": self.name,
             "expr": self.expr,
-            **({"for": self.lasting} if self.lasting else {}),
+            **({"for": self.pending} if self.pending else {}),
             "labels": {"severity": self.severity, **self.labels},
             "annotations": {
                 "summary": self.summary,
@@ -75,8 +84,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-class Burn(msgspec.Struct, frozen=True):
-    """A speed at which the budget is spent that is too high: seen over a long window, and going on over a short one."""
+class BurnRate(msgspec.Struct, frozen=True):
+    """A burn rate that alerts where both a long and a short window exceed it."""
 
     long: str
     short: str
@@ -87,82 +96,97 @@ class Burn(msgspec.Struct, frozen=True):
 
 FAST, SLOW = "AgentErrorBudgetBurnFast", "AgentErrorBudgetBurnSlow"
 
-BURNS = (
-    Burn("1h", "5m", 14.4, "page", FAST),
-    Burn("6h", "30m", 6, "page", FAST),
-    Burn("1d", "2h", 3, "ticket", SLOW),
-    Burn("3d", "6h", 1, "ticket", SLOW),
+BURN_RATES = (
+    BurnRate("1h", "5m", 14.4, "page", FAST),
+    BurnRate("6h", "30m", 6, "page", FAST),
+    BurnRate("1d", "2h", 3, "ticket", SLOW),
+    BurnRate("3d", "6h", 1, "ticket", SLOW),
 )
-"""The windows and rates that the SRE workbook recommends for a budget of thirty days."""
+"""The windows and rates that Google's SRE workbook ("Alerting on SLOs") gives for a budget of thirty days."""
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 
 
-def ratio(window: str) -> str:
-    """The name of the recorded share of invocations that failed in a window.
+def rate(selector: str, window: str, by: str) -> str:
+    """The PromQL expression for the rate of a counter, summed by labels.
 
     Args:
-        window: How long it is, as PromQL writes it.
+        selector: The counter's name, with label matchers.
+        window: A PromQL duration.
+        by: The labels to keep.
+    """
+    return f"sum by ({by}) (rate({selector}[{window}]))"
+
+
+def increase(selector: str, window: str, by: str) -> str:
+    """The PromQL expression for the increase of a counter, summed by labels.
+
+    Args:
+        selector: The counter's name, with label matchers.
+        window: A PromQL duration.
+        by: The labels to keep.
+    """
+    return f"sum by ({by}) (increase({selector}[{window}]))"
+
+
+def failed_ratio(window: str) -> str:
+    """The name of the recorded share of valid invocations that failed.
+
+    Args:
+        window: A PromQL duration.
     """
     return f"agent:agentcore_invocations_failed:ratio_rate{window}"
 
 
-def failures(window: str) -> str:
-    """The name of the recorded number of invocations that failed in a window.
+def failed_increase(window: str) -> str:
+    """The name of the recorded number of invocations that failed.
 
     Args:
-        window: How long it is, as PromQL writes it.
+        window: A PromQL duration.
     """
     return f"agent:agentcore_invocations_failed:increase{window}"
 
 
-def recordings() -> list[Recording]:
-    """What the burn rates are computed from.
+def recording_rules() -> list[RecordingRule]:
+    """The rules that the burn rates are computed from.
 
-    Without traffic there is no ratio at all: 0 divided by 0 is not a number, and nothing to be alarmed about.
+    Without traffic there is no ratio: ``> 0`` leaves out what would be 0 / 0.
     """
-    rules = [
-        Recording(
-            ratio(window),
-            f"sum by ({SERVICE}) (rate(agentcore_invocations_total{{{FAILED}}}[{window}]))\n/\n"
-            f"(sum by ({SERVICE}) (rate(agentcore_invocations_total{{{ELIGIBLE}}}[{window}])) > 0)",
-        )
+    failed, valid = (f"agentcore_invocations_total{{{matcher}}}" for matcher in (FAILED, VALID))
+    ratios = [
+        RecordingRule(failed_ratio(window), f"{rate(failed, window, AGENT)}\n/\n({rate(valid, window, AGENT)} > 0)")
         for window in WINDOWS
     ]
-    return rules + [
-        Recording(
-            failures(burn.long),
-            f"sum by ({SERVICE}) (increase(agentcore_invocations_total{{{FAILED}}}[{burn.long}]))",
-        )
-        for burn in BURNS
+    return ratios + [
+        RecordingRule(failed_increase(burn.long), increase(failed, burn.long, AGENT)) for burn in BURN_RATES
     ]
 
 
-WHICH = (
+AGENT_NAME = (
     "{{ with $labels.namespace }}{{ . }}/{{ end }}{{ with $labels.agent }}{{ . }}{{ else }}{{ $labels.job }}{{ end }}"
 )
-WHERE = f"{WHICH} ({{{{ with $labels.pod }}}}{{{{ . }}}}, {{{{ end }}}}{{{{ $labels.instance }}}})"
+INSTANCE_NAME = f"{AGENT_NAME} ({{{{ with $labels.pod }}}}{{{{ . }}}}, {{{{ end }}}}{{{{ $labels.instance }}}})"
 
 
-def burn_alert(burn: Burn) -> Alert:
+def burn_rate_alert(burn: BurnRate) -> AlertingRule:
     """The alert for one burn rate.
 
     Args:
         burn: The rate and its windows.
     """
     threshold = f"{burn.rate:g} * {BUDGET:g}"
-    return Alert(
+    return AlertingRule(
         name=burn.name,
         severity=burn.severity,
         labels={"window": burn.long},
         expr=(
-            f"{ratio(burn.long)} > {threshold}\nand\n{ratio(burn.short)} > {threshold}\nand\n"
-            f"{failures(burn.long)} >= {MIN_FAILURES}"
+            f"{failed_ratio(burn.long)} > {threshold}\nand\n{failed_ratio(burn.short)} > {threshold}\nand\n"
+            f"{failed_increase(burn.long)} >= {MIN_FAILURES}"
         ),
-        summary=f"{WHICH} fails too many invocations.",
+        summary=f"{AGENT_NAME} fails too many invocations.",
         description=(
-            f"{{{{ $value | humanizePercentage }}}} of the invocations of {WHICH} failed in the last {burn.long}, and"
-            f" it goes on. At this speed, {burn.rate:g} times what the objective of {OBJECTIVE_PERCENT:g} % allows,"
+            f"{{{{ $value | humanizePercentage }}}} of the invocations of {AGENT_NAME} failed in the last {burn.long},"
+            f" and it goes on. At this speed, {burn.rate:g} times what the objective of {OBJECTIVE_PERCENT:g} % allows,"
             f" nothing is left of the budget of 30 days after {_days(30 / burn.rate)}."
         ),
     )
@@ -172,63 +196,75 @@ def _days(days: float) -> str:
     return f"{days:.0f} days" if days > 3 else f"{days * 24:.0f} hours"
 
 
-def burn_alerts() -> list[Alert]:
-    """The alerts for the burn rates, the fastest first."""
-    return [burn_alert(burn) for burn in BURNS]
-
-
-def condition_alerts() -> list[Alert]:
-    """All the other alerts, the gravest first."""
+def condition_alerts() -> list[AlertingRule]:
+    """The alerts that have nothing to do with the error budget, pages first."""
+    lost = 'agentcore_async_tasks_total{outcome="lost"}'
     known = "last_over_time(agentcore_build_info[1d])"
-    answering = f"group by ({SERVICE}) (agentcore_build_info)"
+    answering = f"group by ({AGENT}) (agentcore_build_info)"
     expected = (
-        f"(\n  group by ({SERVICE}) (up{{{CHARTED}}})\nor\n"
-        f"  group by ({SERVICE}) (up == 0 and on (namespace, job, instance) {known})\n)"
+        f"(\n  group by ({AGENT}) (up{{{CHARTED}}})\nor\n"
+        f"  group by ({AGENT}) (up == 0 and on (namespace, job, instance) {known})\n)"
     )
     return [
-        Alert(
+        AlertingRule(
             name="AgentDown",
             severity="page",
-            lasting="2m",
+            pending="2m",
             expr=f"{expected}\nunless\n{answering}",
-            summary=f"No instance of {WHICH} answers.",
-            description=f"{WHICH} has instances, and Prometheus reaches /metrics of none of them. Nobody is served.",
+            summary=f"No instance of {AGENT_NAME} answers.",
+            description=(
+                f"{AGENT_NAME} has instances, and Prometheus reaches /metrics of none of them. Nobody is served."
+            ),
         ),
-        Alert(
+        AlertingRule(
             name="AgentGone",
             severity="page",
-            lasting="5m",
-            expr=f"group by ({SERVICE}) ({known})\nunless\n{answering}\nunless\n{expected}",
-            summary=f"{WHICH} has no instance any more.",
-            description=f"{WHICH} was there within the last day, and now it has no instance at all. Nobody is served.",
+            pending="5m",
+            expr=f"group by ({AGENT}) ({known})\nunless\n{answering}\nunless\n{expected}",
+            summary=f"{AGENT_NAME} has no instance any more.",
+            description=(
+                f"{AGENT_NAME} was there within the last day, and now it has no instance at all. Nobody is served."
+            ),
         ),
-        Alert(
+        AlertingRule(
             name="AgentSyncQueueSaturated",
             severity="page",
-            lasting="5m",
+            pending="5m",
             expr="min_over_time(agentcore_sync_queue_length[5m]) > 0",
-            summary=f"Invocations of {WHERE} wait for a thread.",
+            summary=f"Invocations of {INSTANCE_NAME} wait for a thread.",
             description=(
                 "For ten minutes there was no moment at which no invocation waited for a thread; at the least {{"
                 " $value }} did. All threads for plain handlers are taken (AGENTCORE_SYNC_THREADS)."
             ),
         ),
-        Alert(
+        AlertingRule(
+            name="AgentEventLoopBlocked",
+            severity="page",
+            pending=f"{LAG_MINUTES}m",
+            expr=f"quantile_over_time(0.5, agentcore_event_loop_lag_seconds[{LAG_MINUTES}m]) > {LAG_SECONDS}",
+            summary=f"The event loop of {INSTANCE_NAME} is blocked.",
+            description=(
+                f"An async handler, or one after another, blocks the event loop of {INSTANCE_NAME}: half of the"
+                f" scrapes of the last {LAG_MINUTES} minutes found that it had not turned for {{{{ $value |"
+                " humanizeDuration }} or longer. All other async handlers wait, and /ping does not tell of it."
+            ),
+        ),
+        AlertingRule(
             name="AgentInstanceDown",
             severity="ticket",
-            lasting="5m",
+            pending="5m",
             expr=(
                 "up == 0\nand on (namespace, job, instance)\n(\n"
                 f"  group by (namespace, job, instance) ({known})\nor\n"
                 f"  group by (namespace, job, instance) (up{{{CHARTED}}})\n)"
             ),
-            summary=f"{WHERE} does not answer.",
-            description=f"Prometheus has not reached /metrics of {WHERE} for five minutes.",
+            summary=f"{INSTANCE_NAME} does not answer.",
+            description=f"Prometheus has not reached /metrics of {INSTANCE_NAME} for five minutes.",
         ),
-        Alert(
+        AlertingRule(
             name="AgentMetricsAbsent",
             severity="ticket",
-            lasting="15m",
+            pending="15m",
             expr=f"absent({known})",
             summary="No agent is known to Prometheus.",
             description=(
@@ -236,80 +272,76 @@ def condition_alerts() -> list[Alert]:
                 " likely nothing scrapes the agents."
             ),
         ),
-        Alert(
+        AlertingRule(
             name="AgentFirstChunkSlow",
             severity="ticket",
-            lasting="10m",
+            pending="10m",
             expr=(
                 "histogram_quantile(\n  0.95,\n"
-                f"  sum by ({SERVICE}, le) (rate(agentcore_time_to_first_chunk_seconds_bucket[15m]))\n"
+                f"  sum by ({AGENT}, le) (rate(agentcore_time_to_first_chunk_seconds_bucket[15m]))\n"
                 f") > {FIRST_CHUNK_SECONDS}\nand\n"
-                f"sum by ({SERVICE}) (increase(agentcore_time_to_first_chunk_seconds_count[15m])) >="
-                f" {FIRST_CHUNK_MIN_STREAMS}"
+                f"{increase('agentcore_time_to_first_chunk_seconds_count', '15m', AGENT)} >= {FIRST_CHUNK_MIN_STREAMS}"
             ),
-            summary=f"Streams of {WHICH} begin late.",
+            summary=f"Streams of {AGENT_NAME} begin late.",
             description=(
-                f"Five in a hundred streams of {WHICH} showed nothing for {{{{ $value | humanizeDuration }}}} or"
+                f"Five in a hundred streams of {AGENT_NAME} showed nothing for {{{{ $value | humanizeDuration }}}} or"
                 f" longer in the last 15 minutes; {FIRST_CHUNK_SECONDS} s is the limit."
             ),
         ),
-        Alert(
+        AlertingRule(
             name="AgentTasksNeverEnd",
             severity="ticket",
             expr=(
                 f"min_over_time(agentcore_active_tasks[{TASK_HOURS}h]) > 0\n"
                 f"and\n(agentcore_active_tasks offset {TASK_HOURS}h) > 0\n"
                 f"unless on ({INSTANCE})\n(\n"
-                f"  sum by ({INSTANCE}) (increase(agentcore_async_tasks_total[{TASK_HOURS}h])) > 0\nor\n"
+                f"  {increase('agentcore_async_tasks_total', f'{TASK_HOURS}h', INSTANCE)} > 0\nor\n"
                 f"  group by ({INSTANCE}) (\n"
                 f"    agentcore_async_tasks_total unless agentcore_async_tasks_total offset {TASK_HOURS}h\n  )\n"
                 ")"
             ),
-            summary=f"Background tasks of {WHERE} do not end.",
+            summary=f"Background tasks of {INSTANCE_NAME} do not end.",
             description=(
-                f"{WHERE} has had at least {{{{ $value }}}} active tasks for {TASK_HOURS} hours, and not one has"
-                " ended. It reports HealthyBusy, so nobody will take it away."
+                f"{INSTANCE_NAME} has had at least {{{{ $value }}}} active tasks for {TASK_HOURS} hours, and not one"
+                " has ended. It reports HealthyBusy, so nobody will take it away."
             ),
         ),
-        Alert(
+        AlertingRule(
             name="AgentTasksLost",
             severity="ticket",
             expr=(
-                f'sum by ({INSTANCE}) (increase(agentcore_async_tasks_total{{outcome="lost"}}[15m])) > 0\nor\n'
-                f"sum by ({INSTANCE}) (\n"
-                '  agentcore_async_tasks_total{outcome="lost"}\n'
-                '  unless\n  agentcore_async_tasks_total{outcome="lost"} offset 15m\n'
-                ") > 0\nor\n"
+                f"{increase(lost, '15m', INSTANCE)} > 0\nor\n"
+                f"sum by ({INSTANCE}) (\n  {lost}\n  unless\n  {lost} offset 15m\n) > 0\nor\n"
                 f"sum by ({INSTANCE}) (\n"
                 "  last_over_time(agentcore_active_tasks[15m]) unless agentcore_active_tasks\n) > 0\nor\n"
                 f"sum by ({INSTANCE}) (\n  agentcore_active_tasks offset 5m\n  and\n"
                 "  process_start_time_seconds > process_start_time_seconds offset 5m\n) > 0"
             ),
-            lasting="2m",
-            summary=f"Background tasks of {WHERE} are lost.",
+            pending="2m",
+            summary=f"Background tasks of {INSTANCE_NAME} are lost.",
             description=(
-                f"{{{{ $value }}}} background tasks ran on {WHERE} when it was last seen, and it has ended or started"
-                " anew since. What was not done by then will not be."
+                f"{{{{ $value }}}} background tasks ran on {INSTANCE_NAME} when it was last seen, and it has ended or"
+                " started anew since. What was not done by then will not be."
             ),
         ),
-        Alert(
+        AlertingRule(
             name="AgentHandlerStalls",
             severity="ticket",
-            expr=f"sum by ({INSTANCE}) (increase(agentcore_handler_stalls_total[15m])) >= {STALLS}",
-            summary=f"Handlers of {WHERE} block their event loop.",
+            expr=f"{increase('agentcore_handler_stalls_total', '15m', INSTANCE)} >= {STALLS}",
+            summary=f"Handlers of {INSTANCE_NAME} block the agent's event loop.",
             description=(
-                f"{{{{ $value | humanize }}}} times in 15 minutes an async handler of {WHERE} held its event loop. The"
-                " log names the handler and shows where it stood."
+                f"{{{{ $value | humanize }}}} times in 15 minutes an async handler of {INSTANCE_NAME} held the agent's"
+                " event loop. The log names the handler, with its stack."
             ),
         ),
-        Alert(
+        AlertingRule(
             name="AgentSpansDropped",
             severity="ticket",
-            lasting="10m",
-            expr=f"sum by ({INSTANCE}) (increase(agentcore_spans_dropped_total[10m])) > 0",
-            summary=f"Traces of {WHERE} are incomplete.",
+            pending="10m",
+            expr=f"{increase('agentcore_spans_dropped_total', '10m', INSTANCE)} > 0",
+            summary=f"Traces of {INSTANCE_NAME} are incomplete.",
             description=(
-                f"{{{{ $value | humanize }}}} spans of {WHERE} did not reach the tracing backend in the last 10"
+                f"{{{{ $value | humanize }}}} spans of {INSTANCE_NAME} did not reach the tracing backend in the last 10"
                 " minutes. Requests are served all the same."
             ),
         ),
@@ -318,20 +350,20 @@ def condition_alerts() -> list[Alert]:
 
 def rule_file() -> str:
     """The rules, as a Prometheus rule file."""
-    # Alerts stand in one group with what they read: the rules of a group are computed in order, for one moment.
-    groups: list[dict[str, Any]] = [
-        {
-            "name": "agentcore-budget",
-            "rules": [*(rule.as_rule() for rule in recordings()), *(rule.as_rule() for rule in burn_alerts())],
-        },
-        {"name": "agentcore-alerts", "rules": [alert.as_rule() for alert in condition_alerts()]},
-    ]
+    # The burn rate alerts share a group with the rules that they read: a group is evaluated in order, at one time.
+    groups: dict[str, list[RecordingRule | AlertingRule]] = {
+        "agentcore-budget": [*recording_rules(), *map(burn_rate_alert, BURN_RATES)],
+        "agentcore-alerts": [*condition_alerts()],
+    }
+    content = {
+        "groups": [{"name": name, "rules": [rule.as_rule() for rule in rules]} for name, rules in groups.items()]
+    }
     header = "# Generated by `python -m grafana.generate` from grafana/alerts.py, which is the place to change it.\n"
-    return header + yaml.dump({"groups": groups}, Dumper=_Dumper, sort_keys=False, width=1_000_000, allow_unicode=True)
+    return header + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=1_000_000, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes expressions of several lines as people would."""
+    """Writes strings of several lines as literal blocks."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

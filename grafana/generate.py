@@ -11,8 +11,8 @@ from grafana.overview import overview
 from grafana.rollout import rollout
 
 ROOT = Path(__file__).parent.parent
-PLACES = (ROOT / "grafana", ROOT / "helm" / "agentcore" / "files")
-"""To be imported by hand, and for the chart, which can read nothing outside itself."""
+DIRECTORIES = (ROOT / "grafana", ROOT / "helm" / "agentcore" / "files")
+"""One to import from by hand, and the chart's, since Helm reads no files outside a chart."""
 
 
 def as_json(dashboard: Dashboard) -> str:
@@ -25,7 +25,7 @@ def as_json(dashboard: Dashboard) -> str:
 
 
 def generated() -> dict[str, str]:
-    """The files, by their path within each of the places."""
+    """The content of the generated files, by their path in each directory."""
     return {
         "alerts.yaml": rule_file(),
         "dashboards/overview.json": as_json(overview()),
@@ -34,11 +34,11 @@ def generated() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write each file to each place."""
+    """Write each file to each directory."""
     files = generated()
-    for place in PLACES:
+    for directory in DIRECTORIES:
         for path, content in files.items():
-            target = place / path
+            target = directory / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(content, encoding="utf-8")
 

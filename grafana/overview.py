@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from grafana.alerts import BUDGET, BURNS, ELIGIBLE, FAILED, FIRST_CHUNK_SECONDS
+from grafana.alerts import BUDGET, BURN_RATES, FAILED, FIRST_CHUNK_SECONDS, LAG_SECONDS, VALID
 from grafana.panels import (
     GREEN,
     RED,
@@ -10,12 +10,12 @@ from grafana.panels import (
     AnyPanel,
     Query,
     assemble,
-    graph,
     link,
-    listing,
-    number,
-    states,
+    stat_panel,
+    state_timeline_panel,
+    table_panel,
     thresholds,
+    time_series_panel,
 )
 from grafana.variables import selected
 
@@ -47,14 +47,14 @@ def rate(metric: str, *matchers: str) -> str:
 
 
 def failed_ratio(by: str = "") -> str:
-    """The share of the invocations that the service is answerable for that failed.
+    """The share of valid invocations that failed.
 
     Args:
         by: A label, for whose values to tell it apart.
     """
     grouping = f" by ({by})" if by else ""
-    failed, eligible = (rate("agentcore_invocations_total", matcher) for matcher in (FAILED, ELIGIBLE))
-    return f"sum{grouping} ({failed}) / sum{grouping} ({eligible})"
+    failed, valid = (rate("agentcore_invocations_total", matcher) for matcher in (FAILED, VALID))
+    return f"sum{grouping} ({failed}) / sum{grouping} ({valid})"
 
 
 def quantile(share: float, metric: str, by: str = "", *matchers: str) -> str:
@@ -106,38 +106,38 @@ def increase_per_instance(metric: str) -> list[Query]:
 def _now() -> list[AnyPanel]:
     duration, first = "agentcore_invocation_duration_seconds", "agentcore_time_to_first_chunk_seconds"
     return [
-        number(
+        stat_panel(
             "Instances",
             "Instances that answer Prometheus. Fewer than you run: look at the pods, or at the targets in Prometheus.",
             Query(f"count({selected('agentcore_build_info')})", "instances"),
             "short",
             thresholds(RED, (1, GREEN)),
         ),
-        number(
+        stat_panel(
             "Invocations",
             "Finished invocations a second. None where there should be some: does the ingress reach the instances?",
             Query(f"sum({rate('agentcore_invocations_total')})", "invocations"),
             "reqps",
             thresholds(GREEN),
         ),
-        number(
+        stat_panel(
             "Failed",
             "The share of invocations that failed through the service's fault: server errors, rejections, timeouts."
             " Yellow is more than the objective allows in the long run, red more than is bearable for an hour. No"
             " data means no traffic. Next: the outcomes below, then the log lines of level ERROR.",
             Query(failed_ratio(), "failed"),
             "percentunit",
-            thresholds(GREEN, (BUDGET, YELLOW), (BURNS[0].rate * BUDGET, RED)),
+            thresholds(GREEN, (BUDGET, YELLOW), (BURN_RATES[0].rate * BUDGET, RED)),
             decimals=2,
         ),
-        number(
+        stat_panel(
             "Duration, p90",
             "Nine in ten unary invocations take no longer. Compare with yesterday: what is right depends on the agent.",
             Query(quantile(0.9, duration, "", 'mode="unary"'), "p90"),
             "s",
             thresholds(GREEN),
         ),
-        number(
+        stat_panel(
             "First chunk, p95",
             "Nineteen in twenty streams show something within this time. Red is where the alert AgentFirstChunkSlow"
             " begins.",
@@ -145,7 +145,7 @@ def _now() -> list[AnyPanel]:
             "s",
             thresholds(GREEN, (FIRST_CHUNK_SECONDS / 2, YELLOW), (FIRST_CHUNK_SECONDS, RED)),
         ),
-        number(
+        stat_panel(
             "In progress",
             "Invocations that are being served now. Rising while traffic does not: they take longer, so look at the"
             " durations and at what the agent waits for.",
@@ -159,14 +159,14 @@ def _now() -> list[AnyPanel]:
 def _traffic() -> list[AnyPanel]:
     invocations = "agentcore_invocations_total"
     return [
-        graph(
+        time_series_panel(
             "Traffic",
             "Finished invocations a second, one value or a stream.",
             [Query(f"sum by (mode) ({rate(invocations)})", "{{mode}}")],
             "reqps",
             stacked=True,
         ),
-        graph(
+        time_series_panel(
             "Outcomes",
             "How invocations ended. client_error is a bad request, disconnected a client that left; neither is our"
             " fault. rejected and timeout come from a service that ends. server_error: the handler raised; the log"
@@ -176,13 +176,13 @@ def _traffic() -> list[AnyPanel]:
             stacked=True,
             fixed=OUTCOMES,
         ),
-        graph(
+        time_series_panel(
             "Failed",
             "The share of invocations that failed through the service's fault. The lines are the burn rates of the"
             " error budget from which tickets and pages come.",
             [Query(failed_ratio(), "failed")],
             "percentunit",
-            colours=thresholds(GREEN, (BUDGET, YELLOW), (BURNS[0].rate * BUDGET, RED)),
+            colours=thresholds(GREEN, (BUDGET, YELLOW), (BURN_RATES[0].rate * BUDGET, RED)),
         ),
     ]
 
@@ -191,20 +191,20 @@ def _duration() -> list[AnyPanel]:
     duration = "agentcore_invocation_duration_seconds"
     dots = " The dots are exemplars: single requests, with links to their traces."
     return [
-        graph(
+        time_series_panel(
             "Duration of unary invocations",
             "From the request to the last byte of its answer. All percentiles rise: what the agent calls is"
             " slow. Only p99 does: look at single traces, and at the sync queue." + dots,
             percentiles(duration, 'mode="unary"'),
             "s",
         ),
-        graph(
+        time_series_panel(
             "Duration of streams",
             "From the request to the last event. Long is not bad as such: the first chunk matters more." + dots,
             percentiles(duration, 'mode="stream"'),
             "s",
         ),
-        graph(
+        time_series_panel(
             "Time to first chunk",
             "How long people look at nothing. The line is the limit of the alert AgentFirstChunkSlow." + dots,
             percentiles("agentcore_time_to_first_chunk_seconds"),
@@ -216,21 +216,21 @@ def _duration() -> list[AnyPanel]:
 
 def _connections() -> list[AnyPanel]:
     return [
-        graph(
+        time_series_panel(
             "Invocations in progress",
             "On each instance. One far above the others: sessions stick to it, or its handlers hang.",
             per_instance("agentcore_invocations_in_progress"),
             "short",
             stacked=True,
         ),
-        graph(
+        time_series_panel(
             "Stream chunks",
             "Events sent a second. Falling while streams are open: the model is slow, or clients read slowly.",
             [Query(f"sum by ({PER_INSTANCE}) ({rate('agentcore_stream_chunks_total')})", INSTANCE)],
             "cps",
             stacked=True,
         ),
-        graph(
+        time_series_panel(
             "WebSockets",
             "Open connections on each instance. They stay where they are when instances are added.",
             per_instance("agentcore_websocket_connections"),
@@ -245,7 +245,7 @@ def _tasks() -> list[AnyPanel]:
     busy = f"sum by ({PER_INSTANCE}) ({status})"
     changed = f"sum by ({PER_INSTANCE}) ({selected('agentcore_ping_status_last_change_timestamp_seconds')})"
     return [
-        states(
+        state_timeline_panel(
             "Health",
             "What /ping says. HealthyBusy means background tasks: the instance must not be taken away now. A gap: it"
             " did not answer Prometheus.",
@@ -253,20 +253,20 @@ def _tasks() -> list[AnyPanel]:
             {"0": ("Healthy", GREEN), "1": ("HealthyBusy", "blue")},
             span=8,
         ),
-        graph(
+        time_series_panel(
             "Busy for",
             "How long each instance has been HealthyBusy. Hours: a task that does not end (alert AgentTasksNeverEnd).",
             [Query(f"(time() - {changed}) * {busy}", INSTANCE)],
             "s",
         ),
-        graph(
+        time_series_panel(
             "Active tasks",
             "Background tasks that run now. Only ever rising: some are added and never completed.",
             per_instance("agentcore_active_tasks"),
             "short",
             stacked=True,
         ),
-        graph(
+        time_series_panel(
             "Tasks that ended",
             "By outcome. failed: the task raised, and the log has its stack. lost: the service ended first.",
             [Query(f"sum by (outcome) (increase({selected('agentcore_async_tasks_total')}{RATE}))", "{{outcome}}")],
@@ -275,9 +275,9 @@ def _tasks() -> list[AnyPanel]:
             bars=True,
             fixed={"completed": GREEN, "failed": RED, "lost": "orange"},
         ),
-        graph(
+        time_series_panel(
             "Duration of tasks, p90",
-            "By name, up to the longest bucket of 15 minutes. The exemplars lead to the traces.",
+            "By name, up to the longest bucket of an hour. The exemplars lead to the traces.",
             [Query(quantile(0.9, "agentcore_async_task_duration_seconds", "name"), "{{name}}", exemplars=True)],
             "s",
             span=12,
@@ -287,37 +287,51 @@ def _tasks() -> list[AnyPanel]:
 
 def _handlers() -> list[AnyPanel]:
     return [
-        graph(
+        time_series_panel(
+            "Event loop lag",
+            "For how long the agent's event loop had not turned when Prometheus asked. Above a second: an async"
+            " handler blocks it, and all other async handlers wait; the log names it. Half of the scrapes above the"
+            " line for minutes: alert AgentEventLoopBlocked.",
+            per_instance("agentcore_event_loop_lag_seconds"),
+            "s",
+            colours=thresholds(GREEN, (LAG_SECONDS, RED)),
+        ),
+        time_series_panel(
             "Handler stalls",
-            "Times a handler held its event loop for too long. Others are moved to another loop, so users see"
-            " little; but the handler is to be mended: the log names it, with its stack.",
+            "Times an async handler held the agent's event loop for longer than AGENTCORE_STALL_SECONDS. All other"
+            " async handlers wait meanwhile; the log names the handler, with its stack.",
             increase_per_instance("agentcore_handler_stalls_total"),
             "short",
-            span=6,
             bars=True,
         ),
-        graph(
-            "Worker loops",
-            "Event loops for async handlers. One is normal; more stand in for loops that handlers hold.",
-            per_instance("agentcore_worker_loops"),
+        time_series_panel(
+            "Handler threads",
+            "Threads of plain and await-less handlers. running at AGENTCORE_SYNC_THREADS: further invocations wait in"
+            " the sync queue. parked: held by plain generators whose clients read slowly, and not counted as running;"
+            " there are AGENTCORE_PARKED_THREADS at most.",
+            [
+                Query(
+                    f"sum by ({PER_INSTANCE}, state) ({selected('agentcore_handler_threads')})",
+                    f"{INSTANCE} {{{{state}}}}",
+                )
+            ],
             "short",
-            span=6,
         ),
-        graph(
+        time_series_panel(
             "Sync queue",
-            "Invocations of plain handlers that wait for a thread. Above 0 for long: more instances, or a larger"
-            " AGENTCORE_SYNC_THREADS.",
+            "Invocations of plain and await-less handlers that wait for a thread. Above 0 for long: more instances,"
+            " or a larger AGENTCORE_SYNC_THREADS.",
             per_instance("agentcore_sync_queue_length"),
             "short",
-            span=6,
+            span=12,
         ),
-        graph(
+        time_series_panel(
             "Dropped spans",
             "Spans that never reached the tracing backend. Requests do not suffer, but traces have holes. Is the"
             " backend up?",
             increase_per_instance("agentcore_spans_dropped_total"),
             "short",
-            span=6,
+            span=12,
             bars=True,
         ),
     ]
@@ -327,14 +341,14 @@ def _process() -> list[AnyPanel]:
     open_files = f"sum by ({PER_INSTANCE}) ({selected('process_open_fds')})"
     most_files = f"sum by ({PER_INSTANCE}) ({selected('process_max_fds')})"
     return [
-        graph(
+        time_series_panel(
             "CPU",
             "Cores that each instance uses. At 1 or more for long, Python itself is the limit: add instances.",
             [Query(f"sum by ({PER_INSTANCE}) ({rate('process_cpu_seconds_total')})", INSTANCE)],
             "short",
             span=6,
         ),
-        graph(
+        time_series_panel(
             "Memory",
             "Resident memory of each instance. A steady rise over days is a leak; near the pod's limit it will be"
             " killed.",
@@ -342,7 +356,7 @@ def _process() -> list[AnyPanel]:
             "bytes",
             span=6,
         ),
-        graph(
+        time_series_panel(
             "Open files",
             "The share of the file descriptors that a process may have. At the line, connections leak, or there are"
             " too many; at 100 % no client can connect.",
@@ -352,7 +366,7 @@ def _process() -> list[AnyPanel]:
             colours=thresholds(GREEN, (0.8, RED)),
             maximum=1,
         ),
-        listing(
+        table_panel(
             "Builds",
             "What is running, and on how many instances. Two versions outside a rollout: one got stuck.",
             Query(

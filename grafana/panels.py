@@ -1,4 +1,4 @@
-"""The few kinds of panel that the dashboards are made of, and the dashboard itself."""
+"""Builders for the kinds of panel that the dashboards have, and for a dashboard."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -35,17 +35,17 @@ from grafana.explore import SESSION_TRACEQL, jaeger_session, tempo_session
 from grafana.variables import PROMETHEUS, TEMPO, datasource, targets, tracing
 
 MIN_INTERVAL = "30s"
-"""No finer than instances are scraped by default; Grafana makes ``$__rate_interval`` at least four of it."""
+"""The default scrape interval: ``$__rate_interval`` is at least four times as long."""
 
 SCHEMA_VERSION = 39
-"""Of Grafana 11.0. Newer ones migrate it, older ones would not understand a newer one."""
+"""Grafana 11.0's. Newer releases migrate it; older ones cannot read a newer one."""
 
 GREEN, YELLOW, RED = "green", "yellow", "red"
 Step = tuple[float, str]
 
 
 class Query(msgspec.Struct, frozen=True):
-    """A PromQL expression and what its series are called."""
+    """A PromQL expression and the legend of its series."""
 
     expr: str
     legend: str
@@ -79,10 +79,10 @@ def thresholds(base: str, *steps: Step) -> ThresholdsConfig:
     return ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(values)
 
 
-def number(
+def stat_panel(
     title: str, description: str, query: Query, unit: str, colours: ThresholdsConfig, decimals: int | None = None
 ) -> stat.Panel:
-    """One number, as it is now, above its recent course.
+    """A stat panel: the last value of a query, above a sparkline.
 
     Args:
         title: What it shows.
@@ -109,7 +109,7 @@ def number(
     return panel if decimals is None else panel.decimals(decimals)
 
 
-def graph(
+def time_series_panel(
     title: str,
     description: str,
     queries: Sequence[Query],
@@ -122,7 +122,7 @@ def graph(
     maximum: float | None = None,
     fixed: dict[str, str] | None = None,
 ) -> timeseries.Panel:
-    """The course of some series.
+    """A time series panel.
 
     Args:
         title: What it shows.
@@ -168,8 +168,10 @@ def graph(
     return panel
 
 
-def states(title: str, description: str, query: Query, names: dict[str, tuple[str, str]], span: int) -> timeline.Panel:
-    """Which of a few states each series was in.
+def state_timeline_panel(
+    title: str, description: str, query: Query, names: dict[str, tuple[str, str]], span: int
+) -> timeline.Panel:
+    """A state timeline: which of a few states each series was in.
 
     Args:
         title: What it shows.
@@ -197,8 +199,8 @@ def states(title: str, description: str, query: Query, names: dict[str, tuple[st
     )
 
 
-def listing(title: str, description: str, query: Query, span: int) -> table.Panel:
-    """The labels and values of some series now, a row each.
+def table_panel(title: str, description: str, query: Query, span: int) -> table.Panel:
+    """A table: the labels and last values of some series, a row each.
 
     Args:
         title: What it shows.

@@ -2,9 +2,9 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from grafana.alerts import BUDGET, BURNS, FAILED, FIRST_CHUNK_SECONDS
+from grafana.alerts import BUDGET, BURN_RATES, FAILED, FIRST_CHUNK_SECONDS
 from grafana.overview import INSTANCE, RATE, ROLLOUT_UID, UID, failed_ratio, quantile, rate
-from grafana.panels import GREEN, RED, YELLOW, AnyPanel, Query, assemble, graph, link, thresholds
+from grafana.panels import GREEN, RED, YELLOW, AnyPanel, Query, assemble, link, thresholds, time_series_panel
 from grafana.variables import selected
 
 VERSION = "{{agent_version}}"
@@ -33,7 +33,7 @@ def _instances() -> list[AnyPanel]:
     up = selected("up")
     tasks = selected("agentcore_active_tasks")
     return [
-        graph(
+        time_series_panel(
             "Instances",
             "Instances of each version that Prometheus knows, and those that answer. The new version's two lines"
             " apart for more than a minute: its pods do not start; look at their logs and events.",
@@ -43,7 +43,7 @@ def _instances() -> list[AnyPanel]:
             ],
             "short",
         ),
-        graph(
+        time_series_panel(
             "Restarts",
             "Processes that started anew in place. A version that restarts crashes: stop the rollout, and read the"
             " log of the container before.",
@@ -51,7 +51,7 @@ def _instances() -> list[AnyPanel]:
             "short",
             bars=True,
         ),
-        graph(
+        time_series_panel(
             "Tasks on instances that went away",
             "Background tasks that were active when an instance was last scraped, within five minutes: lost, unless"
             " they ended after that. Above 0: give instances a longer grace period, or wait for the tasks before you"
@@ -72,7 +72,7 @@ def _instances() -> list[AnyPanel]:
 def _traffic() -> list[AnyPanel]:
     invocations = rate("agentcore_invocations_total")
     return [
-        graph(
+        time_series_panel(
             "Share of traffic",
             "What each version serves. It is to follow the weights that you set. Sessions that stick, and long"
             " streams, move later.",
@@ -87,15 +87,15 @@ def _traffic() -> list[AnyPanel]:
             stacked=True,
             maximum=1,
         ),
-        graph(
+        time_series_panel(
             "Failed",
             "The share of each version's invocations that failed through its fault. The new one is above the old"
             " one, and there are more than a handful: roll back first, ask afterwards.",
             [Query(failed_ratio("agent_version"), VERSION)],
             "percentunit",
-            colours=thresholds(GREEN, (BUDGET, YELLOW), (BURNS[0].rate * BUDGET, RED)),
+            colours=thresholds(GREEN, (BUDGET, YELLOW), (BURN_RATES[0].rate * BUDGET, RED)),
         ),
-        graph(
+        time_series_panel(
             "Failures",
             "The same in numbers, since a share of a few invocations says little. server_error: the handler raised.",
             [
@@ -113,7 +113,7 @@ def _traffic() -> list[AnyPanel]:
 def _durations() -> list[AnyPanel]:
     duration = "agentcore_invocation_duration_seconds"
     panels: list[AnyPanel] = [
-        graph(
+        time_series_panel(
             f"Duration of {mode} invocations",
             "The median and p99 of each version. A new version's first minutes are slower: caches and connections"
             " are cold.",
@@ -127,7 +127,7 @@ def _durations() -> list[AnyPanel]:
     ]
     return [
         *panels,
-        graph(
+        time_series_panel(
             "Time to first chunk, p95",
             "How long people look at nothing, with each version.",
             [Query(quantile(0.95, "agentcore_time_to_first_chunk_seconds", "agent_version"), VERSION, exemplars=True)],
@@ -140,28 +140,28 @@ def _durations() -> list[AnyPanel]:
 def _behaviour() -> list[AnyPanel]:
     not_completed = increase("agentcore_async_tasks_total", 'outcome!="completed"')
     return [
-        graph(
+        time_series_panel(
             "Handler stalls",
-            "Times a handler held its event loop. New in this version: a call that blocks has come in; the log names"
-            " it.",
+            "Times a handler held the agent's event loop. New in this version: a call that blocks has come in; the log"
+            " names it.",
             by_version(increase("agentcore_handler_stalls_total")),
             "short",
             bars=True,
         ),
-        graph(
+        time_series_panel(
             "Tasks that failed or were lost",
             "Background tasks of each version that did not complete.",
             [Query(f"sum by (agent_version, outcome) ({not_completed})", f"{VERSION} {{{{outcome}}}}")],
             "short",
             bars=True,
         ),
-        graph(
+        time_series_panel(
             "Active tasks",
             "Background tasks of each version that run now. Wait until the old one has none before you take it away.",
             by_version(selected("agentcore_active_tasks")),
             "short",
         ),
-        graph(
+        time_series_panel(
             "CPU for one invocation",
             "CPU seconds by invocation. Twice as much as before: the new version does more than it should.",
             [
@@ -173,7 +173,7 @@ def _behaviour() -> list[AnyPanel]:
             ],
             "s",
         ),
-        graph(
+        time_series_panel(
             "Memory",
             "Resident memory of each instance. Compare instances of the same age.",
             [
@@ -184,7 +184,7 @@ def _behaviour() -> list[AnyPanel]:
             ],
             "bytes",
         ),
-        graph(
+        time_series_panel(
             "In progress",
             "Invocations of each version that are being served now, and open WebSockets: what ends with its last"
             " instance.",

@@ -16,7 +16,7 @@ from litestar.openapi import OpenAPIConfig
 
 from litestar_agentcore.authoring import AgentAuthoring, AnyFunction
 from litestar_agentcore.controllers.invocations import PATH as INVOCATIONS
-from litestar_agentcore.controllers.invocations import DirectRoad
+from litestar_agentcore.controllers.invocations import FastPath
 from litestar_agentcore.errors import exception_handlers
 from litestar_agentcore.plugin import AgentCorePlugin
 
@@ -51,7 +51,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         **litestar_options: Any,
     ) -> None:
         self._lifespan_state: dict[str, Any] = {}
-        self._direct_road: DirectRoad | None = None
+        self._fast_path: FastPath | None = None
         self._plugin = AgentCorePlugin(debug=debug, logging=True)
         self.agent = self._plugin.agent
         options = dict(litestar_options)
@@ -77,11 +77,11 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         if self._lifespan_state:
             scope.setdefault("state", {}).update(self._lifespan_state)
         if scope.get("path") == INVOCATIONS and scope.get("method") == "POST":
-            road = self._direct_road
-            if road is None:
-                road = self._direct_road = DirectRoad(self, self._plugin.exchange)
-            if road.leads(scope):
-                await road.serve(scope, receive, send)
+            fast_path = self._fast_path
+            if fast_path is None:
+                fast_path = self._fast_path = FastPath(self, self._plugin.exchange)
+            if fast_path.serves(scope):
+                await fast_path.serve(scope, receive, send)
                 return
         await super().__call__(scope, receive, send)
 
@@ -96,15 +96,13 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
 
         return keeping
 
-    def entrypoint(self, function: AnyFunction) -> AnyFunction:  # noqa: D102 - inherited
-        self._plugin.entrypoint(function)
+    def _register_entrypoint(self, function: AnyFunction, payload: Any) -> AnyFunction:
+        self._plugin.entrypoint(function, payload=payload)
         # ``handler.run()`` starts the server. An object may have a ``run`` of its own, which is left alone.
         if inspect.isfunction(function) or not hasattr(function, "run"):
             with contextlib.suppress(AttributeError, TypeError):
                 function.run = self._run_entrypoint  # type: ignore[attr-defined]
         return function
-
-    entrypoint.__doc__ = AgentAuthoring.entrypoint.__doc__
 
     def _run_entrypoint(self, port: int = 8080, host: str | None = None) -> None:
         self.run(port, host)

@@ -1,7 +1,8 @@
 """What an author writes: the decorators and methods that the app and the plugin have in common."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, ParamSpec, TypeVar, overload
 
 from litestar_agentcore.protocol.models import PingStatus
 from litestar_agentcore.runtime.agent import Agent, WebSocketHandler
@@ -14,29 +15,46 @@ AnyPingFunction = TypeVar("AnyPingFunction", bound=PingFunction)
 AnyWebSocketHandler = TypeVar("AnyWebSocketHandler", bound=WebSocketHandler)
 
 
+_MISSING: Any = object()
+
+
 class AgentAuthoring:
     """The decorators and methods with which an agent is written. Their names are the reference runtime's."""
 
     agent: Agent
     """What is registered and counted here."""
 
-    def entrypoint(self, function: AnyFunction) -> AnyFunction:
-        """Register the one handler of ``POST /invocations``.
+    @overload
+    def entrypoint(self, function: AnyFunction, *, payload: Any = None) -> AnyFunction: ...
+
+    @overload
+    def entrypoint(self, *, payload: Any) -> Callable[[AnyFunction], AnyFunction]: ...
+
+    def entrypoint(self, function: Any = _MISSING, *, payload: Any = None) -> Any:
+        """Register the handler of ``POST /invocations``, as ``@app.entrypoint`` or ``@app.entrypoint(payload=Ask)``.
 
         It is called as ``handler(payload)``, or ``handler(payload, context)`` where its second parameter is named
         ``context``. Plain and async functions, generators, partials, bound methods and callable objects will do. Where
         the payload is annotated with a type that msgspec (or pydantic) decodes, the body is validated against it.
 
+        Behind a ``functools.wraps`` decorator the payload is plain JSON unless ``payload`` says its type.
+
         Args:
             function: The handler.
+            payload: The type of its payload, where an annotation cannot say it.
 
         Returns:
             The function, unchanged.
 
         Raises:
-            TypeError: It cannot be called with a payload.
+            TypeError: It cannot be called with a payload, or the payload's type cannot be decoded.
         """
-        self.agent.register_entrypoint(function)
+        if function is _MISSING:
+            return partial(self._register_entrypoint, payload=payload)
+        return self._register_entrypoint(function, payload)
+
+    def _register_entrypoint(self, function: AnyFunction, payload: Any) -> AnyFunction:
+        self.agent.register_entrypoint(function, payload)
         return function
 
     def ping(self, function: AnyPingFunction) -> AnyPingFunction:

@@ -12,7 +12,7 @@ from litestar.plugins import CLIPlugin, InitPlugin, ReceiveRoutePlugin
 from litestar.routes import BaseRoute, HTTPRoute
 
 from litestar_agentcore.authoring import AgentAuthoring, AnyFunction
-from litestar_agentcore.controllers.health import health_controller
+from litestar_agentcore.controllers.health import health_controllers
 from litestar_agentcore.controllers.invocations import invocations_controller, is_invocations_handler
 from litestar_agentcore.controllers.metrics import metrics_controller
 from litestar_agentcore.controllers.websocket import websocket_controller
@@ -42,6 +42,9 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         debug: Whether payloads may ask for debug actions; by default as the application's own ``debug``.
         logging: Whether log lines are written as JSON where the host program has not set up logging. Meant for an
             application that is nothing but the agent.
+        ping_path: Where ``/ping`` is, in an application that has one of its own; ``None`` leaves it out.
+        ready_path: Likewise for ``/ready``.
+        metrics_path: Likewise for ``/metrics``.
 
     Raises:
         SettingsError: An ``AGENTCORE_*`` variable makes no sense.
@@ -56,21 +59,25 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         settings: Settings | None = None,
         debug: bool | None = None,
         logging: bool = False,
+        ping_path: str | None = "/ping",
+        ready_path: str | None = "/ready",
+        metrics_path: str | None = "/metrics",
     ) -> None:
         super().__init__()
         self.agent = Agent(settings or Settings.from_environment(), as_responder, __version__)
         self._debug = debug
+        self._ping_path = ping_path
+        self._ready_path = ready_path
+        self._metrics_path = metrics_path
         self._logging = logging
         self._documented: list[HTTPRouteHandler] = []
         if entrypoint is not None:
             self.entrypoint(entrypoint)
 
-    def entrypoint(self, function: AnyFunction) -> AnyFunction:  # noqa: D102 - inherited
-        super().entrypoint(function)
+    def _register_entrypoint(self, function: AnyFunction, payload: Any) -> AnyFunction:
+        super()._register_entrypoint(function, payload)
         self._document()
         return function
-
-    entrypoint.__doc__ = AgentAuthoring.entrypoint.__doc__
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Mount the endpoints; called by Litestar."""
@@ -78,10 +85,11 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         self.exchange = exchange = InvocationExchange(self.agent, debug)
         app_config.route_handlers += [
             invocations_controller(self.agent, exchange),
-            health_controller(self.agent),
-            metrics_controller(self.agent),
+            *health_controllers(self.agent, self._ping_path, self._ready_path),
             websocket_controller(self.agent),
         ]
+        if self._metrics_path is not None:
+            app_config.route_handlers.append(metrics_controller(self.agent, self._metrics_path))
         app_config.lifespan.append(self._lifespan)
         return app_config
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ class Shutdown:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._hurry = False
+        self._has_server = False
         self._draining: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -58,11 +60,13 @@ class Shutdown:
             for number in (signal.SIGTERM, signal.SIGINT)
             if callable(handler := signal.getsignal(number))
         }
+        self._has_server = signal.SIGTERM in servers
 
         def handle(number: int, frame: FrameType | None) -> None:
             self._take(loop, number, servers[signal.Signals(number)])
 
         for number in servers:
+            _installed[number] = handle
             signal.signal(number, handle)
         try:
             yield
@@ -72,9 +76,17 @@ class Shutdown:
                     signal.signal(number, handler)
 
     async def finish(self) -> None:
-        """Wait until the work is done or cancelled, where a signal has begun the end."""
+        """Wait until the work is done or cancelled.
+
+        A server may end without a signal, as uvicorn does after ``--limit-max-requests``; what runs then has its grace
+        too. Where the application was started by no server (a test client, say), it is cancelled at once.
+        """
         if self._draining is not None:
             await self._draining
+        elif self._has_server:
+            await self._end_work(self._agent.settings.shutdown_grace_seconds)
+        else:
+            await self._end_work(0)
 
     def _take(self, loop: asyncio.AbstractEventLoop, number: int, server: SignalHandler) -> None:
         if self._agent.shutting_down:
@@ -90,23 +102,45 @@ class Shutdown:
             server(number, None)
 
     async def _drain(self, number: int, server: SignalHandler) -> None:
+        deadline = monotonic() + self._agent.settings.shutdown_grace_seconds
+        await self._end_work(self._agent.settings.shutdown_grace_seconds)
+        _limit_waiting(server, SERVER_SECONDS if self._hurry else max(deadline - monotonic(), 0) + SERVER_SECONDS)
+        server(number, None)
+
+    async def _end_work(self, grace: float) -> None:
         agent = self._agent
-        grace = agent.settings.shutdown_grace_seconds
-        if agent.work:
+        deadline = monotonic() + grace
+        # A task that was made by now is counted once the loops have turned.
+        await asyncio.sleep(0)
+        turned = await agent.loop.turn(min(LOOK_SECONDS, grace))
+        if agent.work and grace:
             logger.info(
                 "Shutting down: %s. What runs has %g s to finish; a second signal ends it now",
                 agent.describe_work(),
                 grace,
             )
-        deadline = monotonic() + grace
         # Work ends in many places and on many threads; for once, asking is simpler than being told.
-        while agent.work and not self._hurry and (left := deadline - monotonic()) > 0:  # noqa: ASYNC110
+        while (agent.work or not turned) and not self._hurry and (left := deadline - monotonic()) > 0:
             await asyncio.sleep(min(LOOK_SECONDS, left))
+            turned = await agent.loop.turn(min(LOOK_SECONDS, left))
         for work in agent.work:
             work.expire()
             await asyncio.sleep(0)  # one by one: each can say its last word before the next is cancelled
-        _limit_waiting(server, SERVER_SECONDS if self._hurry else max(deadline - monotonic(), 0) + SERVER_SECONDS)
-        server(number, None)
+
+
+_installed: dict[int, Any] = {}
+"""The handler that was set last for each signal."""
+
+
+def _restore_in_child() -> None:
+    """Let a forked child be ended by its signals: it is another program, and there is no server in it to be told."""
+    for number, handler in _installed.items():
+        if signal.getsignal(number) is handler:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_restore_in_child)
 
 
 def _limit_waiting(server: SignalHandler, seconds: float) -> None:

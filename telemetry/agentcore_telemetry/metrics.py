@@ -1,11 +1,9 @@
-"""What Prometheus may know of an agent: counted where it happens, or computed when it is asked for."""
+"""The metrics of a service: which label values and buckets they have, and their exposition to Prometheus."""
 
-from collections.abc import Callable
 from functools import cached_property
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from agentcore_telemetry.tallies import InvocationTallies, Tally, TaskTallies
+from agentcore_telemetry.instruments import Counter, InvocationMetrics, ScrapeCallbacks, TaskMetrics
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -19,42 +17,12 @@ OUTCOMES: tuple[Outcome, ...] = ("ok", "client_error", "server_error", "disconne
 TASK_OUTCOMES: tuple[TaskOutcome, ...] = ("completed", "failed", "lost")
 
 MAX_TASK_NAMES = 100
-"""How many names of tasks get series of their own; the rest is counted under ``other``."""
+"""How many names of tasks get series of their own; the rest is counted as ``other``."""
 
-SECONDS = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 900,
+DURATION_BUCKETS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600,
 )  # fmt: skip
-"""Buckets from one millisecond to a quarter of an hour: agents are slow, and what they wait for is not."""
-
-
-class Probes:
-    """What is true of a service now, asked at each scrape.
-
-    Args:
-        active_tasks: How many background tasks are active.
-        ping_status: The status that ``/ping`` gives, by its string.
-        status_changed_at: When it last changed, in seconds since the epoch.
-        worker_loops: How many worker loops are alive.
-        sync_queue_length: How many plain invocations wait for a thread.
-        spans_dropped: How many spans never reached the backend.
-    """
-
-    def __init__(
-        self,
-        *,
-        active_tasks: Callable[[], int],
-        ping_status: Callable[[], str],
-        status_changed_at: Callable[[], float],
-        worker_loops: Callable[[], int],
-        sync_queue_length: Callable[[], int],
-        spans_dropped: Callable[[], int] = lambda: 0,
-    ) -> None:
-        self.active_tasks = active_tasks
-        self.ping_status = ping_status
-        self.status_changed_at = status_changed_at
-        self.worker_loops = worker_loops
-        self.sync_queue_length = sync_queue_length
-        self.spans_dropped = spans_dropped
+"""The upper bounds of the histograms' buckets, in seconds: from a millisecond to an hour, since agents are slow."""
 
 
 class AgentMetrics:
@@ -62,35 +30,42 @@ class AgentMetrics:
 
     Args:
         version: The service's version.
-        probes: What is true of it at each scrape.
+        callbacks: What each scrape asks.
     """
 
-    def __init__(self, version: str, probes: Probes) -> None:
+    def __init__(self, version: str, callbacks: ScrapeCallbacks) -> None:
         self.version = version
-        self.probes = probes
-        self.invocations = InvocationTallies(MODES, OUTCOMES, SECONDS)
-        self.tasks = TaskTallies(MAX_TASK_NAMES, SECONDS)
-        self.websockets = Tally()
-        self.stalls = Tally()
+        self.callbacks = callbacks
+        self.invocations = InvocationMetrics(MODES, OUTCOMES, DURATION_BUCKETS)
+        self.tasks = TaskMetrics(MAX_TASK_NAMES, DURATION_BUCKETS)
+        self.websockets = Counter()
+        self.stalls = Counter()
 
     @cached_property
     def registry(self) -> "CollectorRegistry":
-        """The registry of ``prometheus_client``. Made at the first scrape: that package takes its time to load."""
-        registry: CollectorRegistry = _exposition().make_registry(self)
-        return registry
+        """The registry of ``prometheus_client``, made at the first scrape: importing that package slows a start."""
+        from agentcore_telemetry.exposition import AgentCollector, make_registry
+
+        return make_registry(
+            AgentCollector(
+                version=self.version,
+                callbacks=self.callbacks,
+                invocations=self.invocations,
+                tasks=self.tasks,
+                websockets=self.websockets,
+                stalls=self.stalls,
+            )
+        )
 
     def expose(self, accept: str) -> tuple[bytes, str]:
-        """The metrics in the form that a scraper asks for.
+        """The metrics in the format that a scraper accepts.
 
         Args:
             accept: Its ``Accept`` header.
 
         Returns:
-            The body, and its content type: Prometheus text, or OpenMetrics (with exemplars) where that is accepted.
+            The body, and its content type: Prometheus text, or OpenMetrics (with exemplars) where that is preferred.
         """
-        exposed: tuple[bytes, str] = _exposition().expose(self.registry, accept)
-        return exposed
+        from agentcore_telemetry.exposition import encode
 
-
-def _exposition() -> Any:
-    return import_module("agentcore_telemetry.exposition")
+        return encode(self.registry, accept)

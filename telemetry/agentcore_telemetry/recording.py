@@ -1,5 +1,6 @@
 """One record for each thing that is observed: it opens the span and the gauge, and closes span and metrics at once."""
 
+import traceback
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from time import perf_counter
@@ -11,7 +12,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
-from agentcore_telemetry.metrics import AgentMetrics, Mode, Outcome, Probes, TaskOutcome
+from agentcore_telemetry.instruments import ScrapeCallbacks
+from agentcore_telemetry.metrics import AgentMetrics, Mode, Outcome, TaskOutcome
 from agentcore_telemetry.propagation import experiment_attributes, extract_context
 from agentcore_telemetry.tracing import RequestAttributes, Tracing
 
@@ -29,17 +31,17 @@ class Telemetry:
 
     Args:
         version: The service's version.
-        probes: What is true of it at each scrape; ``spans_dropped`` is filled in here.
+        callbacks: What each scrape asks; ``spans_dropped`` is filled in here.
         request_attributes: Tells the attributes that every span of the current request is to carry.
 
     Raises:
         TelemetryError: An ``OTEL_*`` variable makes no sense.
     """
 
-    def __init__(self, version: str, probes: Probes, request_attributes: RequestAttributes) -> None:
+    def __init__(self, version: str, callbacks: ScrapeCallbacks, request_attributes: RequestAttributes) -> None:
         self.tracing = Tracing(request_attributes, version)
-        probes.spans_dropped = lambda: self.tracing.dropped
-        self.metrics = AgentMetrics(version, probes)
+        callbacks.spans_dropped = lambda: self.tracing.dropped
+        self.metrics = AgentMetrics(version, callbacks)
         self.agent_name = "agent"
         """What the agent is called: in its spans, and as the service where the environment names none."""
 
@@ -131,7 +133,7 @@ class Telemetry:
 class _ServerRecord:
     """What invocations and WebSockets have in common: a SERVER span that is current until the end."""
 
-    __slots__ = ("_recorded", "_span", "_telemetry", "_token", "error")
+    __slots__ = ("_ended", "_exception", "_recorded", "_span", "_telemetry", "_token", "error")
 
     name: ClassVar[str]
     """What the span is called: the method and the route."""
@@ -148,8 +150,10 @@ class _ServerRecord:
     ) -> None:
         self._telemetry = telemetry
         self._token = None
+        self._ended = False
+        self._exception: dict[str, AttributeValue] | None = None
         self.error: BaseException | None = None
-        """What the handler raised, if anything."""
+        """What the handler raised, if anything; see :meth:`fail`."""
         tracing = telemetry.tracing
         if tracing.disabled and not parent:
             self._span: trace.Span = trace.INVALID_SPAN
@@ -164,18 +168,31 @@ class _ServerRecord:
         if parent or span is not trace.INVALID_SPAN:
             self._token = otel_context.attach(trace.set_span_in_context(span, parent))
 
+    def fail(self, error: BaseException) -> None:
+        """Take note of what the handler raised. To be called where that ran: its text is asked for, which is its code.
+
+        Args:
+            error: What was raised.
+        """
+        if self._ended:
+            return
+        if self._recorded:
+            self._exception = _exception_attributes(error)
+        self.error = error
+
     def _note(self, key: str, value: AttributeValue) -> None:
         span: Any = self._span
         getattr(span, "know", span.set_attribute)(key, value)
 
     def _close(self, status: int | None) -> None:
         span = self._span
+        self._ended = True
         if self._token is not None:
             otel_context.detach(self._token)
         if self._recorded:
             if status is not None:
                 self._note("http.response.status_code", status)
-            _set_failure(span, self.error, status)
+            _set_failure(span, self._exception, status)
         span.end()
 
 
@@ -213,11 +230,11 @@ class InvocationRecord(_ServerRecord):
         Args:
             count: How many.
         """
-        tallies = self._telemetry.metrics.invocations
+        metrics = self._telemetry.metrics.invocations
         if not self._chunks:
-            tallies.first_chunk(perf_counter() - self._began, _trace_id_of(self._span))
+            metrics.first_chunk(perf_counter() - self._began, _trace_id_of(self._span))
         self._chunks += count
-        tallies.chunks(count)
+        metrics.chunks(count)
 
     def end(self) -> None:
         """Close the span and count the invocation."""
@@ -311,7 +328,7 @@ class TaskRecord:
         self._telemetry.metrics.tasks.end(self._name, outcome, seconds, _trace_id_of(self._span))
         if self._span.is_recording():
             if error is not None:
-                _set_failure(self._span, error, None)
+                _set_failure(self._span, _exception_attributes(error), None)
             elif outcome != "completed":
                 self._span.set_status(Status(StatusCode.ERROR, outcome))
         self._span.end()
@@ -325,12 +342,27 @@ def _trace_id_of(span: trace.Span) -> int | None:
     return context.trace_id if context.trace_flags & TraceFlags.SAMPLED else None
 
 
-def _set_failure(span: trace.Span, error: BaseException | None, status: int | None) -> None:
+def _exception_attributes(error: BaseException) -> dict[str, AttributeValue]:
+    """What the exception event of a span says, by the conventions for exceptions on spans."""
+    try:
+        message = str(error)
+    except Exception:  # its ``__str__`` is the author's code
+        message = ""
+    return {
+        "exception.type": _type_name(error),
+        "exception.message": message,
+        "exception.stacktrace": "".join(traceback.format_exception(error)),
+        "exception.escaped": "False",
+    }
+
+
+def _set_failure(span: trace.Span, exception: dict[str, AttributeValue] | None, status: int | None) -> None:
     """Say what went wrong, as the HTTP conventions have it: a 4xx is the client's fault and no error of ours."""
-    if error is not None and (status is None or status >= _SERVER_ERROR or status < _CLIENT_ERROR):
-        span.record_exception(error)
-        span.set_attribute("error.type", _type_name(error))
-        span.set_status(Status(StatusCode.ERROR, _type_name(error)))
+    if exception is not None and (status is None or status >= _SERVER_ERROR or status < _CLIENT_ERROR):
+        kind = str(exception["exception.type"])
+        span.add_event("exception", exception)
+        span.set_attribute("error.type", kind)
+        span.set_status(Status(StatusCode.ERROR, kind))
     elif status is not None and status >= _SERVER_ERROR:
         span.set_attribute("error.type", str(status))
         span.set_status(Status(StatusCode.ERROR))

@@ -1,5 +1,6 @@
 """Who is measured."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,16 @@ AGENT = HERE / "agents" / "agent.py"
 OURS_IMPORT = "from litestar_agentcore import BedrockAgentCoreApp"
 SDK_IMPORT = "from bedrock_agentcore.runtime import BedrockAgentCoreApp"
 
-LOADS = ("unary-async", "unary-sync", "stream-async", "stream-sync", "sleepers", "open-streams", "cold-start")
+LOADS = (
+    "unary-async",
+    "unary-one-step",
+    "unary-sync",
+    "stream-async",
+    "stream-sync",
+    "sleepers",
+    "open-streams",
+    "cold-start",
+)
 
 Write = Callable[[Path], Sequence[str]]
 
@@ -38,10 +48,10 @@ def ours(root: Path = ROOT, suffix: str = "") -> list[Candidate]:
         shutil.copy(AGENT, directory)
         return [str(environments.ours()), str(directory / AGENT.name)]
 
-    checkout = {"PYTHONPATH": str(root)}
+    checkout = {"PYTHONPATH": os.pathsep.join(str(root / directory) for directory in ("service", "telemetry"))}
     silent = {**checkout, "OTEL_SDK_DISABLED": "true"}
     inline = {"AGENTCORE_HANDLER_ISOLATION": "inline"}
-    every, quick = frozenset(LOADS), frozenset(LOADS) - {"unary-sync", "stream-sync", "open-streams"}
+    every, quick = frozenset(LOADS), frozenset(LOADS) - {"unary-one-step", "unary-sync", "stream-sync", "open-streams"}
     title = f"this runtime{suffix}"
     return [
         Candidate(f"isolated-traced{suffix}", f"{title}, telemetry on", every, prepare, True, checkout),
@@ -57,7 +67,9 @@ def peers() -> list[Candidate]:
         Candidate("python-traced", "Python SDK, traced", frozenset(LOADS), _sdk_traced, True),
         Candidate("python", "Python SDK", frozenset(LOADS), _sdk),
         Candidate("typescript", "TypeScript SDK", frozenset(LOADS) - {"stream-sync"}, _typescript),
-        Candidate("limit", "bare ASGI", frozenset({"unary-async", "stream-async", "cold-start"}), _limit),
+        Candidate(
+            "limit", "bare ASGI", frozenset({"unary-async", "unary-one-step", "stream-async", "cold-start"}), _limit
+        ),
     ]
 
 

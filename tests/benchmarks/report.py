@@ -94,6 +94,7 @@ def details(loads: Sequence[str], concurrency: Sequence[int], candidates: Sequen
     """All tables but the first, for the loads that were measured."""
     headings = {
         "unary-async": "Unary, async handler",
+        "unary-one-step": "Unary, async handler without an await",
         "unary-sync": "Unary, plain handler",
         "stream-async": "Streams of 100 events, async generator",
         "stream-sync": "Streams of 100 events, plain generator",

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from litestar import WebSocket
@@ -31,7 +31,13 @@ async def tasks() -> AsyncIterator[str]:
         yield "one ended well, one did not"
 
 
+def pages() -> Iterator[str]:
+    while True:
+        yield "page " * 10_000
+
+
 async def block(seconds: float) -> AsyncIterator[str]:
+    await asyncio.sleep(0)
     time.sleep(seconds)
     yield "held the event loop"
 
@@ -45,6 +51,8 @@ def helper(payload: dict[str, Any]) -> Any:
             time.sleep(payload["seconds"])
         case "words":
             return words(payload["count"])
+        case "pages":
+            return pages()
         case "tasks":
             return tasks()
         case "block":

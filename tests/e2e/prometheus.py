@@ -1,16 +1,17 @@
-"""A real Prometheus: it scrapes a target every second, and is asked by its HTTP API."""
+"""A real Prometheus, asked by its HTTP API."""
 
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from tests.e2e.runtimes import free_ports
 
@@ -19,16 +20,6 @@ PATIENCE = 20.0
 
 SCRAPE_TOLERANCE = 0.01
 """Seconds by which Prometheus may move the timestamp of a scrape, to have them at even distances."""
-
-CONFIGURATION = """\
-global:
-  scrape_interval: 1s
-  scrape_timeout: 1s
-scrape_configs:
-  - job_name: agent
-    static_configs:
-      - targets: ["127.0.0.1:{port}"]
-"""
 
 Labels = dict[str, str]
 
@@ -101,14 +92,24 @@ def check_metrics(text: str) -> str:
 
 
 @contextmanager
-def prometheus(target: int) -> Iterator[Prometheus]:
-    """Have Prometheus scrape a port of the loopback interface until the test is through."""
+def prometheus(jobs: Mapping[str, Sequence[Mapping[str, Any]]], *rule_files: Path) -> Iterator[Prometheus]:
+    """Run Prometheus until the test is through. It scrapes every second, and evaluates rules as often.
+
+    Args:
+        jobs: The ``static_configs`` of each job.
+        *rule_files: Its rule files.
+    """
     binary = executable("prometheus")
     (port,) = free_ports(1)
+    content = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(file) for file in rule_files],
+        "scrape_configs": [{"job_name": name, "static_configs": list(targets)} for name, targets in jobs.items()],
+    }
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         configuration, log = directory / "prometheus.yml", directory / "prometheus.log"
-        configuration.write_text(CONFIGURATION.format(port=target))
+        configuration.write_text(yaml.safe_dump(content))
         command = [
             binary,
             f"--config.file={configuration}",

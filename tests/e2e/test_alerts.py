@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from agentcore_telemetry.metrics import DURATION_BUCKETS
 
+from grafana.alerts import FIRST_CHUNK_SECONDS
 from grafana.generate import ROOT
 from tests.e2e.prometheus import executable
 
@@ -54,6 +56,10 @@ def test_the_rules_are_well_formed() -> None:
 @pytest.mark.parametrize("file", RULE_TESTS, ids=lambda file: file.stem)
 def test_alerts_fire_when_they_should_and_only_then(file: Path) -> None:
     assert "SUCCESS" in promtool("test", "rules", file)
+
+
+def test_the_limit_of_the_first_chunk_is_a_bound_of_the_buckets() -> None:
+    assert FIRST_CHUNK_SECONDS in DURATION_BUCKETS
 
 
 @pytest.mark.parametrize("alert", NAMES)

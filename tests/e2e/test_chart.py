@@ -549,6 +549,12 @@ def test_every_setting_of_the_server_is_a_value_and_reaches_it() -> None:
     )
 
 
+def test_the_comments_of_the_values_tell_of_every_setting() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    told = re.findall(r"^  #   (\w+): \S+ {2,}\S", (CHART / "values.yaml").read_text(), re.MULTILINE)
+    assert sorted(told) == sorted(schema["properties"]["agent"]["properties"]["settings"]["properties"])
+
+
 def test_variables_come_from_values_secrets_and_fields() -> None:
     manifests = render(SWITCHES["pod"][-1])
     variables = {variable["name"]: variable for variable in manifests.agent["env"]}

@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +20,13 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from websockets.sync.client import connect
 
-from grafana.generate import PLACES, ROOT, as_json, generated
-from tests.e2e.prometheus import Prometheus, _wait_until_ready, executable
+from grafana.generate import DIRECTORIES, ROOT, as_json, generated
+from tests.e2e.prometheus import Prometheus, prometheus
 from tests.e2e.runtimes import free_ports
 from tests.e2e.served import served
 from tests.integration.server import ServerProcess, eventually
 
-HERE = PLACES[0]
+HERE = DIRECTORIES[0]
 NAMES = ("overview", "rollout")
 RATE_INTERVAL = "15s"
 UP_TO_NOW = "3m"
@@ -110,7 +109,7 @@ class World(NamedTuple):
     agents: list[ServerProcess]
 
 
-def configuration(agents: list[ServerProcess]) -> str:
+def jobs(agents: list[ServerProcess]) -> dict[str, list[dict[str, Any]]]:
     """Scrape each agent twice: with the labels that the chart's monitors attach, and with none."""
     addresses = [f"127.0.0.1:{agent.port}" for agent in agents]
     labelled = [
@@ -120,39 +119,7 @@ def configuration(agents: list[ServerProcess]) -> str:
         }
         for number, (address, version) in enumerate(zip(addresses, ("1.0.0", "2.0.0", "2.0.0"), strict=True))
     ]
-    return yaml.safe_dump(
-        {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
-            "rule_files": [str(HERE / "alerts.yaml")],
-            "scrape_configs": [
-                {"job_name": "agent", "static_configs": labelled},
-                {"job_name": "plain", "static_configs": [{"targets": addresses}]},
-            ],
-        }
-    )
-
-
-@contextmanager
-def prometheus(agents: list[ServerProcess], directory: Path) -> Iterator[Prometheus]:
-    (port,) = free_ports(1)
-    (directory / "prometheus.yml").write_text(configuration(agents))
-    command = [
-        executable("prometheus"),
-        f"--config.file={directory / 'prometheus.yml'}",
-        f"--storage.tsdb.path={directory / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-        "--enable-feature=exemplar-storage",
-    ]
-    log = directory / "prometheus.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=directory, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
-            _wait_until_ready(client, process, log)
-            yield Prometheus(client)
-    finally:
-        process.kill()
-        process.wait()
+    return {"agent": labelled, "plain": [{"targets": addresses}]}
 
 
 def post(client: httpx.Client, **payload: Any) -> int:
@@ -172,8 +139,8 @@ def load(agent: ServerProcess) -> Iterator[None]:
                 assert post(client, do="raise") == 500
                 assert post(client, do="words", count=3) == 200
                 assert post(client, do="tasks") == 200
-                if turn < 3:
-                    assert post(client, do="block", seconds=0.3) == 200
+                if turn == 0:
+                    assert post(client, do="block", seconds=1.5) == 200  # longer than from scrape to scrape
                 with client.stream("POST", "/invocations", json={"do": "words", "count": 1000}) as response:
                     assert next(response.iter_text()).startswith("data: ")
                 if stop.wait(0.2):
@@ -183,7 +150,14 @@ def load(agent: ServerProcess) -> Iterator[None]:
         with agent.client() as client:
             post(client, do="sleep", seconds=1.5)
 
-    with ThreadPoolExecutor(12) as pool, connect(f"ws://127.0.0.1:{agent.port}/ws", proxy=None):
+    with (
+        ThreadPoolExecutor(12) as pool,
+        connect(f"ws://127.0.0.1:{agent.port}/ws", proxy=None),
+        agent.client() as slow_reader,
+        slow_reader.stream("POST", "/invocations", json={"do": "pages"}) as response,
+    ):
+        pages = response.iter_text()  # kept, since httpx closes the connection with it
+        assert next(pages).startswith("data: ")
         with agent.client() as client:
             post(client, do="begin a task")
             post(client, do="lose tasks")
@@ -198,7 +172,7 @@ def load(agent: ServerProcess) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world() -> Iterator[World]:
     """Two versions under load; of the newer one an instance has just gone, with a task that had not ended."""
     (refusing,) = free_ports(1)
     environment = {
@@ -211,7 +185,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with ExitStack() as stack, ExitStack() as going:
         agents = [stack.enter_context(served(app, **environment)) for _ in range(2)]
         agents.append(going.enter_context(served(app, **environment)))
-        scraper = stack.enter_context(prometheus(agents, tmp_path_factory.mktemp("prometheus")))
+        scraper = stack.enter_context(prometheus(jobs(agents), HERE / "alerts.yaml"))
         with agents[2].client() as client:
             post(client, do="begin a task")
         eventually(lambda: scraper.query('agentcore_active_tasks{pod="helper-2"} == 1'))
@@ -232,6 +206,11 @@ def test_the_load_moves_every_metric_of_an_agent(world: World) -> None:
         exposed = set(re.findall(r"^(agentcore_\w+)", client.get("/metrics").text, re.MULTILINE))
     still = [name for name in exposed if not found(world, f'max_over_time({name}{{pod="helper-0"}}[{UP_TO_NOW}]) > 0')]
     assert still == []
+
+
+@pytest.mark.parametrize("state", ["running", "parked"])
+def test_the_load_has_threads_in_each_state(world: World, state: str) -> None:
+    assert found(world, f'max_over_time(agentcore_handler_threads{{pod="helper-0", state="{state}"}}[{UP_TO_NOW}]) > 0')
 
 
 @pytest.mark.parametrize("chosen", [CHART, PLAIN], ids=["chart", "plain"])
@@ -317,11 +296,11 @@ def test_grafana_models_hold_all_of_a_dashboard(name: str) -> None:
     assert json.loads(as_json(Dashboard.from_json(dashboard))) == dashboard
 
 
-@pytest.mark.parametrize("place", PLACES, ids=["by-hand", "chart"])
-def test_the_files_are_what_the_sources_say(place: Path) -> None:
+@pytest.mark.parametrize("directory", DIRECTORIES, ids=["by-hand", "chart"])
+def test_the_files_are_what_the_sources_say(directory: Path) -> None:
     files = generated()
-    assert {path: (place / path).read_text() for path in files} == files, "run `python -m grafana.generate`"
-    assert {f"dashboards/{file.name}" for file in (place / "dashboards").iterdir()} == set(files) - {"alerts.yaml"}
+    assert {path: (directory / path).read_text() for path in files} == files, "run `python -m grafana.generate`"
+    assert {f"dashboards/{file.name}" for file in (directory / "dashboards").iterdir()} == set(files) - {"alerts.yaml"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -88,7 +88,7 @@ def agent(backend: OtlpSink) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def scraper(agent: Server) -> Iterator[Prometheus]:
-    with prometheus(agent.port) as scraper:
+    with prometheus({"agent": [{"targets": [f"127.0.0.1:{agent.port}"]}]}) as scraper:
         scraper.wait_for_scrape()
         yield scraper
 

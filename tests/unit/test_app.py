@@ -428,3 +428,12 @@ def test_making_an_app_changes_no_logging_of_the_host_program(monkeypatch: pytes
 
     assert (root.handlers, root.level) == ([], level)
     assert logging.getLogger("litestar").handlers == []
+
+
+def test_an_app_with_a_path_of_its_own_serves_there_and_answers_404_elsewhere() -> None:
+    app = BedrockAgentCoreApp(path="/v1")
+    app.entrypoint(lambda payload: payload)
+    with TestClient(app=app) as client:
+        assert client.post("/v1/invocations", json={"a": 1}).json() == {"a": 1}
+        elsewhere = client.post("/invocations", json={"a": 1})
+        assert (elsewhere.status_code, list(elsewhere.json())) == (404, ["error"])

@@ -3,7 +3,9 @@
 import ast
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
 from types import FunctionType
@@ -23,7 +25,7 @@ def within(name: str, *packages: str) -> bool:
 
 
 def imports_of(module: str) -> Iterator[str]:
-    """What a module imports anywhere in its code, each by its absolute name."""
+    """What a module imports anywhere in its code, be it late or for types alone, each by its absolute name."""
     path = MODULES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -67,6 +69,21 @@ def test_a_layer_does_without_what_is_not_its_business(layer: str, foreign: list
     imports = imports_within(layer)
     assert imports
     assert [arrow for arrow in imports if within(arrow[1], *foreign)] == []
+
+
+def modules_of_ours_imported_by(module: str) -> set[str]:
+    """Of what a module imports, the modules that are ours."""
+    by_name = re.findall(r"""import_module\(["']([\w.]+)""", MODULES[module].read_text())
+    found = set()
+    for name in (*imports_of(module), *by_name):
+        while name not in MODULES and "." in name:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found & MODULES.keys() - {module}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    TopologicalSorter({module: modules_of_ours_imported_by(module) for module in MODULES}).prepare()
 
 
 def public_things(module: str) -> Iterator[tuple[str, str | None]]:

@@ -3,10 +3,12 @@
 import asyncio
 import multiprocessing
 import platform
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import litestar
@@ -28,6 +30,7 @@ from prometheus_client.samples import Sample
 
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client
 
+ROOT = Path(__file__).parents[2]
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 
 METRICS: dict[str, tuple[str, set[str]]] = {
@@ -43,7 +46,8 @@ METRICS: dict[str, tuple[str, set[str]]] = {
     "agentcore_async_tasks": ("counter", {"name", "outcome"}),
     "agentcore_async_task_duration_seconds": ("histogram", {"name"}),
     "agentcore_handler_stalls": ("counter", set()),
-    "agentcore_worker_loops": ("gauge", set()),
+    "agentcore_event_loop_lag_seconds": ("gauge", set()),
+    "agentcore_handler_threads": ("gauge", {"state"}),
     "agentcore_sync_queue_length": ("gauge", set()),
     "agentcore_spans_dropped": ("counter", set()),
     "agentcore_build_info": ("gauge", {"version", "python_version"}),
@@ -109,6 +113,16 @@ def test_there_is_no_other_metric_of_the_service(client: Client) -> None:
     assert {name for name in metrics(client) if name.startswith("agentcore_")} == set(METRICS)
 
 
+def test_the_documentation_tells_of_each_metric_and_its_labels() -> None:
+    table = re.findall(r"^\| `agentcore_.*? \|", (ROOT / "docs" / "observability.md").read_text(), re.MULTILINE)
+    told = {
+        name.removesuffix("_total"): set(filter(None, labels.split(",")))
+        for row in table
+        for name, labels in re.findall(r"`(\w+)(?:\{(.*?)\})?`", row)
+    }
+    assert told == {name: labels for name, (_, labels) in METRICS.items()}
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_has_no_other_labels(app: BedrockAgentCoreApp, client: Client, name: str) -> None:
     app.complete_async_task(app.add_async_task("research"))
@@ -137,6 +151,7 @@ def test_the_duration_of_each_mode_is_observed_from_none(client: Client, mode: s
         "agentcore_websocket_connections",
         "agentcore_time_to_first_chunk_seconds_count",
         "agentcore_handler_stalls_total",
+        "agentcore_event_loop_lag_seconds",
         "agentcore_sync_queue_length",
         "agentcore_spans_dropped_total",
     ],
@@ -145,15 +160,18 @@ def test_a_metric_without_labels_starts_at_zero(client: Client, name: str) -> No
     assert value(client, name) == 0
 
 
-def test_durations_are_told_apart_from_a_millisecond_to_a_quarter_of_an_hour(
-    app: BedrockAgentCoreApp, client: Client
-) -> None:
+def test_durations_are_told_apart_from_a_millisecond_to_an_hour(app: BedrockAgentCoreApp, client: Client) -> None:
     app.complete_async_task(app.add_async_task("research"))
     histograms = [metric for metric in metrics(client).values() if metric.type == "histogram"]
     assert len(histograms) == 3
     for metric in histograms:
         bounds = sorted({float(sample.labels["le"]) for sample in metric.samples if "le" in sample.labels})
-        assert (bounds[0], bounds[-2], bounds[-1]) == (0.001, 900, float("inf"))
+        assert (bounds[0], bounds[-2], bounds[-1]) == (0.001, 3600, float("inf"))
+
+
+@pytest.mark.parametrize("state", ["running", "parked"])
+def test_each_state_of_the_handler_threads_is_counted_from_zero(client: Client, state: str) -> None:
+    assert value(client, "agentcore_handler_threads", state=state) == 0
 
 
 def test_the_build_is_told(client: Client) -> None:
@@ -282,6 +300,22 @@ def test_other_requests_are_no_invocations(client: Client) -> None:
     assert invocations(client) == {}
 
 
+INVOCATION_SCOPE: Any = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "http_version": "1.1",
+    "method": "POST",
+    "scheme": "http",
+    "path": "/invocations",
+    "raw_path": b"/invocations",
+    "query_string": b"",
+    "root_path": "",
+    "headers": [(b"host", b"agent")],
+    "client": ("127.0.0.1", 1),
+    "server": ("127.0.0.1", 80),
+}
+
+
 async def leave(app: BedrockAgentCoreApp, *, body: bytes, when: str) -> None:
     """Invoke an agent, and go away: before the body is complete, while it works, or after its first event."""
     heard = asyncio.Event()
@@ -299,21 +333,7 @@ async def leave(app: BedrockAgentCoreApp, *, body: bytes, when: str) -> None:
         if message.get("body"):
             heard.set()
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/invocations",
-        "raw_path": b"/invocations",
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"host", b"agent")],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 80),
-    }
-    await app(scope, receive, send)
+    await app(INVOCATION_SCOPE.copy(), receive, send)
 
 
 async def endless(payload: Any) -> None:
@@ -423,12 +443,93 @@ def test_sync_invocations_that_wait_for_a_thread_are_told(monkeypatch: pytest.Mo
         assert value(client, "agentcore_sync_queue_length") == 0
 
 
-def test_a_worker_loop_is_alive_where_async_handlers_run(app: BedrockAgentCoreApp, client: Client) -> None:
-    @app.entrypoint
-    async def handler(payload: Any) -> float:
-        return value(client, "agentcore_worker_loops")
+def test_the_lag_of_the_event_loop_grows_while_a_handler_blocks_it(app: BedrockAgentCoreApp, client: Client) -> None:
+    holding = Holding()
 
-    assert client.post("/invocations", json={}).json() >= 1
+    @app.entrypoint
+    async def handler(payload: Any) -> str:
+        await asyncio.sleep(0)
+        return holding.block()
+
+    with ThreadPoolExecutor(1) as others:
+        invocation = others.submit(client.post, "/invocations", json={})
+        assert holding.entered.wait(60)
+        try:
+            before = value(client, "agentcore_event_loop_lag_seconds")
+            time.sleep(0.1)
+            assert value(client, "agentcore_event_loop_lag_seconds") >= before + 0.1
+        finally:
+            holding.released.set()
+        invocation.result(60)
+    eventually(lambda: value(client, "agentcore_event_loop_lag_seconds") == 0)
+
+
+def test_an_event_loop_that_waits_for_something_to_do_has_no_lag(app: BedrockAgentCoreApp, client: Client) -> None:
+    @app.entrypoint
+    async def handler(payload: Any) -> str:
+        await asyncio.sleep(0.3)
+        return "done"
+
+    with ThreadPoolExecutor(1) as others:
+        invocation = others.submit(client.post, "/invocations", json={})
+        lags = []
+        while not invocation.done():
+            lags.append(value(client, "agentcore_event_loop_lag_seconds"))
+    assert 0 in lags
+    assert max(lags) < 0.2
+
+
+def threads(client: Client) -> dict[str, float]:
+    """How many threads of handlers there are, by state."""
+    return {sample.labels["state"]: sample.value for sample in samples(client, "agentcore_handler_threads")}
+
+
+@pytest.mark.parametrize("name", ["plain", "coroutine", "generator"])
+def test_the_thread_of_a_handler_is_counted_while_it_runs(app: BedrockAgentCoreApp, client: Client, name: str) -> None:
+    holding = Holding()
+    app.entrypoint(getattr(holding, name))  # the coroutine has no await, so it has a thread too
+    with ThreadPoolExecutor(1) as others:
+        invocation = others.submit(client.post, "/invocations", json={})
+        assert holding.entered.wait(60)
+        try:
+            assert threads(client) == {"running": 1, "parked": 0}
+        finally:
+            holding.released.set()
+        invocation.result(60)
+    eventually(lambda: threads(client) == {"running": 0, "parked": 0})
+
+
+def test_the_thread_of_a_generator_is_parked_while_its_client_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTCORE_STREAM_BUFFER_BYTES", "1")
+    app = BedrockAgentCoreApp()
+    app.entrypoint(endless_plain_events)
+    with TestClient(app=app) as client, ThreadPoolExecutor(1) as others:
+        received, parked = threading.Event(), threading.Event()
+
+        async def main() -> None:
+            gone = asyncio.Event()
+
+            async def receive() -> Any:
+                if not received.is_set():
+                    received.set()
+                    return {"type": "http.request", "body": b"{}", "more_body": False}
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: Any) -> None:
+                if message.get("body"):
+                    await asyncio.to_thread(parked.wait, 60)
+                    gone.set()
+
+            await app(INVOCATION_SCOPE.copy(), receive, send)
+
+        stream = others.submit(asyncio.run, main())
+        try:
+            eventually(lambda: threads(client) == {"running": 0, "parked": 1})
+        finally:
+            parked.set()
+        stream.result(60)
+        eventually(lambda: threads(client) == {"running": 0, "parked": 0})
 
 
 @pytest.mark.parametrize("handler", [plain_events, async_events])

@@ -351,6 +351,8 @@ def test_ready_answers_200_when_the_service_has_started_again(app: BedrockAgentC
             assert client.get("/ready").status_code == 200
 
 
-def test_a_head_request_is_answered_too(client: Client) -> None:
-    response = client.head("/ping")
-    assert (response.status_code, response.content) == (200, b"")
+def test_a_head_request_is_answered_with_the_headers_of_get(client: Client) -> None:
+    answer, head = client.get("/ping"), client.head("/ping")
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "content-type"):
+        assert head.headers[name] == answer.headers[name]

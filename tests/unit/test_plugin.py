@@ -340,3 +340,18 @@ def test_the_apps_logging_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
     assert root.handlers == []
     assert [logging.getLogger(name).handlers for name in names] == [[handler]] * len(names)
     assert [logging.getLogger(name).level for name in (None, *names)] == levels
+
+
+@pytest.mark.parametrize("path", ["/ping", "/ready", "/metrics"])
+@pytest.mark.parametrize("moved", ["/agent", None])
+def test_an_endpoint_moves_or_goes_where_the_application_has_one_of_its_own(path: str, moved: str | None) -> None:
+    @litestar.get(path)
+    async def own() -> str:
+        return "the application's"
+
+    options: dict[str, Any] = {f"{path.removeprefix('/')}_path": None if moved is None else moved + path}
+    plugin = AgentCorePlugin(echo, **options)
+    with TestClient(app=litestar_with(plugin, route_handlers=[own])) as client:
+        assert client.get(path).text == "the application's"
+        assert client.get("/agent" + path).status_code == (404 if moved is None else 200)
+        assert client.post("/invocations", json={}).status_code == 200

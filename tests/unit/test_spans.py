@@ -865,7 +865,7 @@ def test_whichever_way_a_span_is_made_it_tells_the_same(
     headers: dict[str, str],
     way: Callable[[BedrockAgentCoreApp, InMemorySpanExporter], AbstractContextManager[bool]],
 ) -> None:
-    monkeypatch.setattr("litestar_agentcore.exchange.WATCH_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr("litestar_agentcore.disconnects.WATCH_AFTER_SECONDS", 0.01)
     headers = {**headers, REQUEST_ID: "a-request", "User-Agent": "a-client/1"}
     told = []
     for each in (short_way, way):

@@ -1,5 +1,6 @@
 """``GET /ping`` and ``GET /ready``."""
 
+import msgspec
 from litestar import Controller, Response, get, head
 from litestar.openapi.datastructures import ResponseSpec
 
@@ -7,21 +8,23 @@ from litestar_agentcore.protocol.models import PingAnswer, ReadyAnswer
 from litestar_agentcore.runtime.agent import Agent
 
 
-def health_controller(agent: Agent) -> type[Controller]:
-    """Make the controller that tells how an agent is.
+def health_controllers(agent: Agent, ping_path: str | None, ready_path: str | None) -> list[type[Controller]]:
+    """Make the controllers that tell how an agent is.
 
     Args:
         agent: The agent.
+        ping_path: Where its health is asked for, or ``None`` for nowhere.
+        ready_path: Where it is asked whether it takes requests, or ``None`` for nowhere.
 
     Returns:
-        A Litestar controller.
+        Litestar controllers.
     """
 
-    class HealthController(Controller):
+    class PingController(Controller):
+        path = ping_path or ""
         tags = ("health",)
 
         @get(
-            "/ping",
             name="agentcore-ping",
             operation_id="ping",
             summary="Health",
@@ -34,12 +37,17 @@ def health_controller(agent: Agent) -> type[Controller]:
             """
             return await agent.health.answer()
 
-        @head("/ping", operation_id="ping_head", summary="Health, without a body")
-        async def ping_head(self) -> None:
-            """What load balancers ask that want no body."""
+        @head(operation_id="ping_head", summary="Health, without a body")
+        async def ping_head(self) -> Response[None]:
+            """What load balancers ask that want no body: the headers of the answer to GET (RFC 9110, section 9.3.2)."""
+            length = len(msgspec.json.encode(await agent.health.answer()))
+            return Response(None, headers={"content-length": str(length)}, media_type="application/json")
+
+    class ReadyController(Controller):
+        path = ready_path or ""
+        tags = ("health",)
 
         @get(
-            "/ready",
             name="agentcore-ready",
             operation_id="ready",
             summary="Readiness",
@@ -50,4 +58,9 @@ def health_controller(agent: Agent) -> type[Controller]:
             """Whether new requests are welcome: not once the service is shutting down."""
             return Response(ReadyAnswer(not agent.shutting_down), status_code=503 if agent.shutting_down else 200)
 
-    return HealthController
+    controllers: list[type[Controller]] = []
+    if ping_path is not None:
+        controllers.append(PingController)
+    if ready_path is not None:
+        controllers.append(ReadyController)
+    return controllers

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, cast
 
 from litestar import Controller, Litestar, Request, Response, post
+from litestar.exceptions import MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -37,7 +38,7 @@ class InvocationResponse(Response[None]):
         return cast("ASGIResponse", partial(self._exchange, headers=headers) if headers else self._exchange)
 
 
-class _Shortcut:
+class _ExchangeMiddleware:
     """The innermost middleware of the route: serves the invocation, where the handler has nothing to add to it.
 
     Litestar makes a request and a response for each call of a handler. That is only needed for what an application
@@ -78,12 +79,12 @@ def _adds_something(handler: HTTPRouteHandler, app: Litestar) -> bool:
     )
 
 
-class DirectRoad:
-    """The way of an application's ``POST /invocations`` where nothing lies between the server and the exchange.
+class FastPath:
+    """Serves an application's ``POST /invocations`` where nothing stands between the server and the exchange.
 
     Litestar finds the route and the exception handlers of each request anew. Here they are found once, and only what
-    an application has asked for is done: with middleware, guards, hooks, CORS, CSRF, compression, allowed hosts or
-    response headers there is no direct road, and every request goes the long way.
+    an application has asked for is done: with middleware, guards, hooks, CORS, CSRF, compression, allowed hosts,
+    response headers or a path of its own there is no fast path, and Litestar routes every request.
 
     Args:
         app: The application, with all its routes.
@@ -94,21 +95,24 @@ class DirectRoad:
         self._outer = app.asgi_handler
         self._hosts: set[bytes] = set()
         self._app = app
-        stack, handler, *_ = app.asgi_router.handle_routing(path=PATH, method="POST")
+        self._exchange = exchange
+        self._is_open = False
+        try:
+            stack, handler, *_ = app.asgi_router.handle_routing(path=PATH, method="POST")
+        except (NotFoundException, MethodNotAllowedException):
+            return  # the application has a path of its own
         self._is_open = (
             getattr(self._outer, "app", None) is app.asgi_router
-            and isinstance(stack, _Shortcut)
+            and isinstance(stack, _ExchangeMiddleware)
             and not _adds_something(cast("HTTPRouteHandler", handler), app)
         )
-        if self._is_open:
-            # What stands around the router: what an exchange raises is answered as it is on any route.
-            self._guard: Any = type(self._outer)
-            self._exchange = exchange
-            self._handler = handler
-            self._exception_handlers = handler.resolve_exception_handlers()
+        # What stands around the router: what an exchange raises is answered as it is on any route.
+        self._guard: Any = type(self._outer)
+        self._handler = handler
+        self._exception_handlers = handler.resolve_exception_handlers() if self._is_open else {}
 
-    def leads(self, scope: Any) -> bool:
-        """Tell whether a request can take this road.
+    def serves(self, scope: Any) -> bool:
+        """Tell whether a request may go this way.
 
         Args:
             scope: Its ASGI scope.
@@ -130,7 +134,7 @@ class DirectRoad:
         return True
 
     async def serve(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Serve a request that :meth:`leads` was true for.
+        """Serve a request that :meth:`serves` was true for.
 
         Args:
             scope: Its ASGI scope.
@@ -170,8 +174,10 @@ def invocations_controller(agent: Agent, exchange: InvocationExchange) -> type[C
         A Litestar controller.
     """
 
-    def shortcut(app: ASGIApp) -> ASGIApp:  # Litestar copies handlers deeply, and a function stays itself in that
-        return _Shortcut(app, exchange)
+    def exchange_middleware(
+        app: ASGIApp,
+    ) -> ASGIApp:  # Litestar copies handlers deeply, and a function stays itself in that
+        return _ExchangeMiddleware(app, exchange)
 
     class InvocationsController(Controller):
         tags = ("agent",)
@@ -184,7 +190,7 @@ def invocations_controller(agent: Agent, exchange: InvocationExchange) -> type[C
             operation_id="invoke",
             operation_class=invocation_operation(agent),
             responses=INVOCATION_ERRORS,
-            middleware=[shortcut],
+            middleware=[exchange_middleware],
         )
         async def invoke(self) -> Any:
             """Invoke the agent."""

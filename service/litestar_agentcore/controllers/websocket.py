@@ -5,7 +5,7 @@ from typing import Any
 from litestar import Controller, WebSocket, websocket
 
 from litestar_agentcore.runtime.agent import Agent
-from litestar_agentcore.session import WebSocketSession
+from litestar_agentcore.websocket import WebSocketConnection
 
 
 def websocket_controller(agent: Agent) -> type[Controller]:
@@ -21,6 +21,6 @@ def websocket_controller(agent: Agent) -> type[Controller]:
     class WebSocketController(Controller):
         @websocket("/ws", name="agentcore-ws")
         async def converse(self, socket: WebSocket[Any, Any, Any]) -> None:
-            await WebSocketSession(agent, socket).serve()
+            await WebSocketConnection(agent, socket).serve()
 
     return WebSocketController

@@ -33,13 +33,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     stall_seconds: PositiveSeconds = 0.1
-    """How long a handler may hold its event loop before new work goes to another one, and the log says who it is."""
-
-    max_worker_loops: PositiveInt = 32
-    """The most event loops, each in a thread of its own, that async handlers may run on while others are held."""
+    """How long a handler may hold the agent's event loop before the log names it, in seconds."""
 
     sync_threads: PositiveInt = 64
     """How many threads serve plain (not ``async``) handlers. Invocations beyond that wait for one."""
+
+    parked_threads: PositiveInt = 1000
+    """How many threads of plain generators may be parked, because their clients read slowly, beside ``sync_threads``.
+
+    Beyond that such generators keep their running place while they wait.
+    """
 
     stream_buffer_bytes: PositiveInt = 64 * 1024
     """How many bytes of a stream may wait for a client that reads slowly before its generator is paused."""

@@ -1,25 +1,30 @@
-"""The agent that is served: its handlers, its tasks, its health, and the workers that it runs on."""
+"""The agent that is served: its handlers, its tasks, its health, and where it runs."""
 
 import inspect
+import logging
 from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from agentcore_telemetry.metrics import Probes
+from agentcore_telemetry.instruments import ScrapeCallbacks
 from agentcore_telemetry.recording import Telemetry
 
 from litestar_agentcore.protocol.context import span_attributes
 from litestar_agentcore.protocol.headers import HeaderReader
 from litestar_agentcore.protocol.settings import Settings
+from litestar_agentcore.runtime.agent_loop import AgentLoop
 from litestar_agentcore.runtime.execution import Execution
 from litestar_agentcore.runtime.handler import Handler, HandlerFunction, inspect_handler, is_coroutine_function, name_of
 from litestar_agentcore.runtime.health import Health
 from litestar_agentcore.runtime.tasks import ActiveTask, TaskRegistry
-from litestar_agentcore.runtime.workers import Workers
+from litestar_agentcore.runtime.threads import ThreadPool
 
 if TYPE_CHECKING:
     from litestar_agentcore.runtime.running import Running
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 WebSocketHandler = Callable[[Any, Any], Any]
 
 
@@ -38,25 +43,27 @@ class Agent:
     def __init__(self, settings: Settings, as_response: Callable[[Any], Any], version: str) -> None:
         self.settings = settings
         self.health = Health(is_busy=lambda: len(self.tasks) > 0, timeout=settings.ping_timeout_seconds)
-        probes = Probes(
+        callbacks = ScrapeCallbacks(
             active_tasks=lambda: len(self.tasks),
             ping_status=lambda: self.health.last.value,
             status_changed_at=lambda: self.health.last_change,
-            worker_loops=lambda: self.workers.loops,
-            sync_queue_length=lambda: self.workers.queue_length,
+            event_loop_lag=lambda: self.loop.lag,
+            handler_threads=lambda: (self.pool.running, self.pool.parked),
+            sync_queue_length=lambda: self.pool.queue_length,
         )
-        self.telemetry = Telemetry(version, probes, span_attributes)
+        self.telemetry = Telemetry(version, callbacks, span_attributes)
         self.telemetry.agent_name = settings.agent_name or self.telemetry.agent_name
         self.headers = HeaderReader(self.telemetry.propagated)
-        self.workers = Workers(
-            sync_threads=settings.sync_threads,
-            stall_seconds=settings.stall_seconds,
-            max_loops=settings.max_worker_loops,
-            inline=settings.handler_isolation == "inline",
-            on_stall=self.telemetry.metrics.stalls.add,
-        )
+        self.loop = AgentLoop(settings.stall_seconds, on_stall=self.telemetry.metrics.stalls.add)
+        self.pool = ThreadPool(settings.sync_threads, "agentcore-sync", settings.parked_threads)
         self.tasks = TaskRegistry(self.telemetry, on_change=self.health.tasks_changed)
-        self.execution: Execution[Any] = Execution(self.workers, settings.stream_buffer_bytes, as_response)
+        self.execution = Execution(
+            self.loop,
+            self.pool,
+            inline=settings.handler_isolation == "inline",
+            stream_capacity=settings.stream_buffer_bytes,
+            as_response=as_response,
+        )
         self.entrypoint: Handler | None = None
         self.websocket_handler: WebSocketHandler | None = None
         self.running: set[Running] = set()
@@ -65,19 +72,20 @@ class Agent:
         self.refuses_work = False
         """Whether new work is refused: a signal has told the process to end, and the server still listens."""
 
-    def register_entrypoint(self, function: HandlerFunction) -> Handler:
+    def register_entrypoint(self, function: HandlerFunction, payload: Any = None) -> Handler:
         """Serve this function's answers at ``/invocations`` from now on.
 
         Args:
             function: The handler.
+            payload: The type of its payload; by default the annotation of its first parameter.
 
         Returns:
             What is known of it.
 
         Raises:
-            TypeError: It cannot be called with a payload.
+            TypeError: It cannot be called with a payload, or the payload's type cannot be decoded.
         """
-        self.entrypoint = inspect_handler(function)
+        self.entrypoint = inspect_handler(function, payload)
         self.telemetry.agent_name = self.settings.agent_name or self.entrypoint.name
         return self.entrypoint
 
@@ -99,9 +107,26 @@ class Agent:
             raise TypeError(f"The websocket handler {name} must take (websocket, context): {error}") from None
         self.websocket_handler = function
 
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the agent's loop and wait for it: from the author's lifespan, routes and middleware.
+
+        What a handler is to use (a client, a lock) is best made there.
+
+        Args:
+            coroutine: What to run, in a copy of the current context. Cancelling the call cancels it.
+
+        Returns:
+            What it returns; it raises what the coroutine raises.
+
+        Raises:
+            TypeError: It is no coroutine.
+        """
+        result: T = await self.execution.run(coroutine)
+        return result
+
     @property
     def work(self) -> "list[Running | ActiveTask]":
-        """What runs now: invocations, streams and WebSocket conversations, and background tasks; the oldest first."""
+        """What runs now: invocations, streams and WebSockets, and background tasks; the oldest first."""
         return sorted([*self.running, *self.tasks.running()], key=lambda work: work.began)
 
     def describe_work(self) -> str:
@@ -113,11 +138,18 @@ class Agent:
         """Be ready for requests, again if need be."""
         self.shutting_down = self.refuses_work = False
         self.telemetry.tracer()
+        if (entrypoint := self.entrypoint) is not None:
+            inline = self.execution.runs_here(entrypoint)
+            runs = "async, on the loop that accepts requests" if inline else entrypoint.kind.value
+            logger.info("%s: %s", entrypoint.name, runs)
+            if entrypoint.remark is not None:
+                logger.warning(entrypoint.remark)
 
     def stop(self) -> None:
-        """Stop the workers. Handlers and tasks that still run are cancelled. Blocks for some seconds at most."""
+        """Cancel the handlers and tasks that still run, and send the last spans. Blocks for some seconds at most."""
         self.shutting_down = True
         for task in self.tasks.running():
             task.expire()
-        self.workers.stop()
+        self.loop.cancel_all()
+        self.pool.trim()
         self.telemetry.tracing.flush()

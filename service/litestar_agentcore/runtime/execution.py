@@ -1,210 +1,285 @@
-"""One call of a handler: started where its kind must run, and its outcome brought back to the loop that asked."""
+"""One call of a handler: run where its kind must run, and its outcome brought back to the loop that asked."""
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
-from contextvars import copy_context
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from contextvars import Context, copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-import msgspec
+from typing import Any, Protocol
 
 from litestar_agentcore.protocol.serialization import encode
+from litestar_agentcore.runtime.agent_loop import AgentLoop, Cancel, spawn_inline
+from litestar_agentcore.runtime.callbacks import CallbackQueue
+from litestar_agentcore.runtime.failure import Failure
 from litestar_agentcore.runtime.handler import Handler, HandlerKind
-from litestar_agentcore.runtime.mailbox import Mailbox
-from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, stream_of
-from litestar_agentcore.runtime.workers import Workers
-
-if TYPE_CHECKING:
-    from litestar_agentcore.runtime.loops import LoopCall
-
-Response = TypeVar("Response")
-Channel = Callable[..., Awaitable[Any]]
+from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, PlainEventStream
+from litestar_agentcore.runtime.threads import ThreadPool
 
 _PLAIN_VALUES = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
 """Types of which a value is neither a generator nor a response."""
 
-
-class Failure(msgspec.Struct, frozen=True):
-    """A handler raised."""
-
-    error: BaseException
+_ON_LOOP = frozenset({HandlerKind.COROUTINE, HandlerKind.ONE_STEP})
 
 
-class Pending:
-    """A handler that was called and has not answered yet."""
+class Observer(Protocol):
+    """Who is told of what a handler raises, on the handler's side."""
 
-    __slots__ = ("call", "outcome")
+    def describe(self, error: BaseException) -> Failure:
+        """Make of it what the client is to be told."""
 
-    def __init__(self, outcome: "asyncio.Future[Any]") -> None:
-        self.outcome = outcome
-        """The encoded value, the stream of what it yields, the response that it made itself, or its failure. Whoever
-        settles it first lets the handler run on unheard."""
-        self.call: LoopCall | None = None
-
-    def abandon(self) -> None:
-        """Settle the outcome with ``None``: nobody waits for it any more."""
-        if not self.outcome.done():
-            self.outcome.set_result(None)
-
-    def cancel(self) -> None:
-        """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
-        self.outcome.cancel()
-        if self.call is not None:
-            self.call.cancel()
+    def note(self, error: BaseException) -> None:
+        """Record it; the client has been told by the stream."""
 
 
-class Execution(Generic[Response]):
-    """Runs handlers on the workers.
+class Execution:
+    """Runs handlers where the rule says: on the agent's loop, or in a thread of the pool.
 
     Args:
-        workers: Where handlers run.
+        agent_loop: Where async handler code runs.
+        pool: The threads for what may block.
+        inline: Whether the loop that accepts a request stands in for the agent's.
         stream_capacity: How many bytes of a stream may wait for its client.
         as_response: Tells a ready-made response among the values that handlers return, and gives what to do with it;
             ``None`` for a value that is to be encoded.
     """
 
-    def __init__(self, workers: Workers, stream_capacity: int, as_response: Callable[[Any], Response | None]) -> None:
-        self._workers = workers
-        self._stream_capacity = stream_capacity
-        self._as_response = as_response
+    def __init__(
+        self,
+        agent_loop: AgentLoop,
+        pool: ThreadPool,
+        *,
+        inline: bool,
+        stream_capacity: int,
+        as_response: Callable[[Any], Any],
+    ) -> None:
+        self.agent_loop = agent_loop
+        self.pool = pool
+        self.inline = inline
+        self.stream_capacity = stream_capacity
+        self.as_response = as_response
+
+    def has_room_for(self, handler: Handler) -> bool:
+        """Tell whether a handler may be called: a plain generator may hold a thread for as long as its client reads."""
+        return handler.kind is not HandlerKind.PLAIN_GENERATOR or not self.pool.is_full
 
     def runs_here(self, handler: Handler) -> bool:
-        """Tell whether a handler is to be called with :meth:`call_here`."""
-        return self._workers.inline and handler.kind is HandlerKind.COROUTINE
+        """Tell whether a handler is to be run by :meth:`HandlerCall.run_here`."""
+        return self.inline and handler.kind in _ON_LOOP
 
-    async def call_here(
-        self, handler: Handler, payload: Any, context: Any, home: Mailbox
-    ) -> bytes | EventStream | Response | Failure:
-        """Call an async handler on this loop, in this task.
+    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Cancel:
+        """Run a coroutine where async handler code runs. Called on the loop that accepts requests.
 
         Args:
-            handler: The inspected handler.
-            payload: Its first argument.
-            context: Its second argument, where it takes one.
-            home: Reaches this loop.
+            coroutine: What to run; it handles its own errors.
+            context: The context to run it in.
+            name: What people know it by.
 
         Returns:
-            What :class:`Pending` promises.
+            What cancels it, called on the same loop.
+        """
+        return (spawn_inline if self.inline else self.agent_loop.spawn)(coroutine, context, name)
+
+    async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the agent's loop and wait for it, from another loop; a cancellation crosses over.
+
+        Raises:
+            TypeError: It is no coroutine.
+        """
+        if not asyncio.iscoroutine(coroutine):
+            raise TypeError(f"agent.run() takes a coroutine, and {coroutine!r} is none")
+        if self.inline or asyncio.get_running_loop() is self.agent_loop.loop:
+            return await coroutine
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.agent_loop.loop))
+
+
+class HandlerCall:
+    """One call of a handler, made on the loop that accepts requests.
+
+    Args:
+        execution: Where handlers run.
+        handler: The inspected handler.
+        payload: Its first argument.
+        context: Its second argument, where it takes one.
+        callbacks: Reach the loop that accepts requests.
+        observer: Is told of what the handler raises.
+    """
+
+    __slots__ = (
+        "_callbacks", "_cancel", "_context", "_ended", "_execution", "_handler", "_observer", "_on_end", "_outcome",
+        "_payload",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        execution: Execution,
+        handler: Handler,
+        payload: Any,
+        context: Any,
+        callbacks: CallbackQueue,
+        observer: Observer,
+    ) -> None:
+        self._execution = execution
+        self._handler = handler
+        self._payload = payload
+        self._context = context
+        self._callbacks = callbacks
+        self._observer = observer
+        self._outcome: asyncio.Future[Any] = callbacks.loop.create_future()
+        self._cancel: Cancel | None = None
+        self._ended = False
+        self._on_end: Callable[[], object] | None = None
+
+    async def run_here(self) -> Any:
+        """Run a coroutine handler in the current task, where handlers run inline.
+
+        Returns:
+            What :meth:`run` returns. Of an :class:`AsyncEventStream` this task is to run ``iterate()``.
         """
         try:
-            return self._result(await handler.call(payload, context), home)
+            result = self._result_of(await self._handler.call(self._payload, self._context))
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise  # not the handler's own
-            return Failure(error)
+            return self._observer.describe(error)
         except BaseException as error:
-            return Failure(error)
+            return self._observer.describe(error)
+        if isinstance(result, PlainEventStream):
+            self._iterate_in_thread(result)
+        return result
 
-    def call(self, handler: Handler, payload: Any, context: Any, home: Mailbox) -> Pending | EventStream | Failure:
-        """Call a handler where handlers of its kind run, in a copy of the current context.
-
-        Args:
-            handler: The inspected handler.
-            payload: Its first argument.
-            context: Its second argument, where it takes one.
-            home: Reaches this loop.
+    async def run(self) -> Any:
+        """Run the handler where handlers of its kind run, in a copy of the current context.
 
         Returns:
-            The stream of an async generator, or what is to be awaited.
+            The encoded value, the stream of what it yields, the response that it made itself, its failure, or ``None``
+            after :meth:`abandon`.
         """
+        execution, handler, context = self._execution, self._handler, copy_context()
         if handler.kind is HandlerKind.ASYNC_GENERATOR:
             try:
-                source, loop = handler.call(payload, context), self._workers.loop_for(home)
-                return AsyncEventStream(source, loop, copy_context(), home, self._stream_capacity, handler.name)
+                stream = self._stream_of(handler.call(self._payload, self._context))
             except Exception as error:  # a callable object may do more than make a generator
-                return Failure(error)
-        pending = Pending(home.loop.create_future())
+                return self._observer.describe(error)
+            execution.spawn(stream.iterate(), context, handler.name)
+            return stream
         if handler.kind is HandlerKind.COROUTINE:
-            run = self._await(partial(handler.call, payload, context), home, pending.outcome)
-            pending.call = self._workers.spawn(home, run, copy_context(), handler.name)
+            start = partial(handler.call, self._payload, self._context)
+            self._cancel = execution.spawn(self._run_async(start), context, handler.name)
         else:
-            run_plain = self._call_plain
-            self._workers.pool.submit(partial(copy_context().run, run_plain, handler, payload, context, home, pending))
-        return pending
-
-    async def converse(
-        self, name: str, home: Mailbox, function: Callable[..., Awaitable[None]], *channels: Channel
-    ) -> Failure | None:
-        """Run an async function where async handlers run, while it talks with this loop.
-
-        Args:
-            name: What people know it by.
-            home: Reaches this loop.
-            function: What to run; it is called with the channels.
-            *channels: Async functions of this loop. What the function gets in their place can be awaited on its own.
-
-        Returns:
-            Its failure, if it raised.
-        """
-        outcome: asyncio.Future[Failure | None] = home.loop.create_future()
-        bridges = (
-            channels if self._workers.inline else tuple(partial(_cross, home.loop, channel) for channel in channels)
-        )
-
-        async def run() -> None:
-            failure = None
-            try:
-                await function(*bridges)
-            except BaseException as error:
-                failure = Failure(error)
-            home.post(_settle, outcome, failure)
-
-        call = self._workers.spawn(home, run(), copy_context(), name)
+            execution.pool.submit(partial(context.run, self._run_in_thread))
         try:
-            return await outcome
+            return await self._outcome
         except asyncio.CancelledError:
-            call.cancel()
+            self.cancel()
             raise
 
-    async def _await(self, start: Callable[[], Awaitable[Any]], home: Mailbox, outcome: "asyncio.Future[Any]") -> None:
-        result: Any
-        try:
-            result = self._result(await start(), home)
-        except BaseException as error:
-            result = Failure(error)
-        home.post(_settle, outcome, result)
+    # -- On the loop that accepts requests
 
-    def _call_plain(self, handler: Handler, payload: Any, context: Any, home: Mailbox, pending: Pending) -> None:
-        outcome = pending.outcome
-        result: Any
+    def abandon(self) -> None:
+        """Let the handler run on unheard: its client has left."""
+        if not self._outcome.done():
+            self._outcome.set_result(None)
+
+    def cancel(self) -> None:
+        """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
+        self._outcome.cancel()
+        if self._cancel is not None:
+            self._cancel()
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call a function once the handler has returned; at once where it has."""
+        self._on_end = function
+        if self._ended:
+            function()
+
+    def _settle(self, result: object) -> None:
+        if not self._outcome.done():
+            self._outcome.set_result(result)
+        elif isinstance(result, EventStream):
+            result.close()  # whoever asked is gone
+        self._ended = True
+        if self._on_end is not None:
+            self._on_end()
+
+    def _spawn_awaitable(self, value: Awaitable[Any], context: Context) -> None:
+        """Go on with what plain code returned as an async handler does."""
+        run = self._run_async(lambda: value)
+        if self._outcome.cancelled():
+            run.close()
+            if inspect.iscoroutine(value):
+                value.close()
+        else:
+            self._cancel = self._execution.spawn(run, context, self._handler.name)
+
+    # -- On the handler's side
+
+    async def _run_async(self, start: Callable[[], Awaitable[Any]]) -> None:
+        """Run a coroutine, and iterate the async generator that it returns in the same task."""
         try:
-            value = handler.call(payload, context)
-            if inspect.isawaitable(value):  # a plain function around an async one
-                if outcome.cancelled():
-                    if inspect.iscoroutine(value):
-                        value.close()
-                    return
-                run = self._await(lambda: value, home, outcome)
-                pending.call = call = self._workers.spawn(home, run, copy_context(), handler.name)
-                if outcome.cancelled():  # in between, when there was no call to cancel yet
-                    call.cancel()
+            result = self._result_of(await start())
+        except BaseException as error:
+            unheard = isinstance(error, asyncio.CancelledError) and self._outcome.done()
+            result = None if unheard else self._observer.describe(error)
+        self._callbacks.call_soon(self._settle, result)
+        if isinstance(result, AsyncEventStream):
+            await result.iterate()
+        elif isinstance(result, PlainEventStream):
+            self._iterate_in_thread(result)
+
+    def _run_in_thread(self) -> None:
+        """Run plain code, or the only step of a coroutine, and iterate the plain generator that it returns."""
+        settle = partial(self._callbacks.call_soon, self._settle)
+        if self._outcome.cancelled():  # while it waited for a thread
+            settle(None)
+            return
+        one_step = self._handler.kind is HandlerKind.ONE_STEP
+        # What its value does while it is encoded may ask for the running loop as well.
+        asyncio._set_running_loop(self._execution.agent_loop.loop if one_step else None)  # noqa: SLF001
+        try:
+            value = self._handler.call(self._payload, self._context)
+            if one_step:
+                value = _only_step(value)
+            if type(value) not in _PLAIN_VALUES and inspect.isawaitable(value):
+                self._callbacks.call_soon(self._spawn_awaitable, value, copy_context())
                 return
-            result = self._result(value, home)
+            result = self._result_of(value)
         except BaseException as error:
-            result = Failure(error)
-        home.post(_settle, outcome, result)
+            result = self._observer.describe(error)
+        finally:
+            asyncio._set_running_loop(None)  # noqa: SLF001
+        if isinstance(result, AsyncEventStream):
+            spawn = partial(self._execution.spawn, result.iterate(), copy_context(), self._handler.name)
+            self._callbacks.call_soon(spawn)
+        settle(result)
+        if isinstance(result, PlainEventStream):
+            result.iterate()
 
-    def _result(self, value: Any, home: Mailbox) -> bytes | EventStream | Response:
-        """Encode what a handler returned, here on the handler's side, where a large value holds nobody up."""
+    def _result_of(self, value: Any) -> Any:
+        """Encode what a handler returned, here on its side, where a large value holds nobody up."""
         if type(value) in _PLAIN_VALUES:
             return encode(value)
-        if (stream := stream_of(value, self._workers, home, self._stream_capacity)) is not None:
-            return stream
-        if (response := self._as_response(value)) is not None:
+        if isinstance(value, AsyncGenerator):
+            return self._stream_of(value)
+        if isinstance(value, Generator):
+            execution = self._execution
+            capacity, note = execution.stream_capacity, self._observer.note
+            return PlainEventStream(value, execution.pool, self._callbacks, capacity, note)
+        if (response := self._execution.as_response(value)) is not None:
             return response
         return encode(value)
 
+    def _stream_of(self, source: AsyncGenerator[Any, Any]) -> AsyncEventStream:
+        return AsyncEventStream(source, self._callbacks, self._execution.stream_capacity, self._observer.note)
 
-async def _cross(home: asyncio.AbstractEventLoop, channel: Channel, *args: Any) -> Any:
-    async def call() -> Any:
-        return await channel(*args)
-
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), home))
+    def _iterate_in_thread(self, stream: PlainEventStream) -> None:
+        self._execution.pool.submit(partial(copy_context().run, stream.iterate))
 
 
-def _settle(outcome: "asyncio.Future[Any]", result: object) -> None:
-    if not outcome.done():
-        outcome.set_result(result)
-    elif isinstance(result, EventStream):
-        result.close()  # whoever asked is gone
+def _only_step(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine that has one step, and return its value."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError(f"{coroutine!r} has no await and waits all the same")

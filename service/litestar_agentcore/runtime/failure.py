@@ -1,4 +1,20 @@
-"""What an exception of the author's code comes to."""
+"""What an exception of the author's code comes to. Asking for its text is the author's code too."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+OnError = Callable[[BaseException], None]
+"""Takes what a handler raised, on the handler's side."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A handler raised, and what its client is to be told."""
+
+    error: BaseException
+    answer: Any = None
+    """What the edge made of it, on the handler's side, where the text of an exception may be asked for."""
 
 
 def message_of(error: BaseException) -> str:

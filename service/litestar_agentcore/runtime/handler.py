@@ -1,19 +1,17 @@
 """What kind of handler an author registered, found out once, so that nothing is asked again per request."""
 
+import dis
 import functools
 import inspect
-import logging
 import typing
 from collections.abc import Callable
-from enum import Enum, auto
-from types import SimpleNamespace
+from enum import Enum
+from types import CodeType, SimpleNamespace
 from typing import Any, Literal
 
 import msgspec
 
 from litestar_agentcore.protocol.serialization import Decode, decode_body, payload_decoder
-
-logger = logging.getLogger(__name__)
 
 HandlerFunction = Callable[..., Any]
 
@@ -21,14 +19,20 @@ HandlerFunction = Callable[..., Any]
 class HandlerKind(Enum):
     """Where a handler must run, and how its values come back."""
 
-    COROUTINE = auto()
-    """An ``async def`` that returns: runs on a worker loop."""
+    COROUTINE = "async, on the agent's loop"
+    """An ``async def`` that returns."""
 
-    ASYNC_GENERATOR = auto()
-    """An ``async def`` that yields: is iterated on a worker loop."""
+    ONE_STEP = "async without await, in a thread for each call"
+    """An ``async def`` that returns and cannot wait: its own code has no ``await``, ``async for`` or ``async with``."""
 
-    PLAIN = auto()
-    """A ``def``, with or without ``yield``: runs in a thread of the pool."""
+    ASYNC_GENERATOR = "async generator, on the agent's loop"
+    """An ``async def`` that yields."""
+
+    PLAIN = "plain, in a thread for each call"
+    """A ``def``."""
+
+    PLAIN_GENERATOR = "plain generator, in a thread for each call"
+    """A ``def`` that yields."""
 
 
 class Handler(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +58,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     """Decodes and validates a body into ``payload_type``; ``None`` where the JSON is taken as it is."""
     description: str | None
     """The handler's docstring."""
+    remark: str | None = None
+    """What its author should be told when the service starts."""
 
 
 def name_of(function: object) -> str:
@@ -63,24 +69,32 @@ def name_of(function: object) -> str:
     return getattr(function, "__name__", None) or type(function).__name__
 
 
-def inspect_handler(function: HandlerFunction) -> Handler:
+def inspect_handler(function: HandlerFunction, payload_type: Any = None) -> Handler:
     """Inspect an entrypoint at its registration.
 
     Args:
         function: A function, generator function, ``functools.partial``, bound method or callable object.
+        payload_type: The type of its payload; by default the annotation of its first parameter. Behind a
+            ``functools.wraps`` decorator an annotation does not count, since nobody can see what the wrapper passes on.
 
     Returns:
         What is known of it.
 
     Raises:
-        TypeError: The function cannot be called with a payload (and a context, where its second parameter is named so).
+        TypeError: The function cannot be called with a payload (and a context, where its second parameter is named so),
+            or the payload type is none that can be decoded.
     """
     name = name_of(function)
     if not callable(function):
         raise TypeError(f"The entrypoint must be callable, and {function!r} is not")
-    parameters = _parameters(function, name)
+    parameters = _parameters(function)
     context = _context_parameter(parameters)
-    payload_type, decode = _payload_type(function, parameters, name)
+    _check_call(function, name, context)
+    remark = None
+    if payload_type is not None:
+        decode = _decoder_of(payload_type, name)
+    else:
+        payload_type, decode, remark = _annotated_payload(function, parameters, name)
     call, kind = _call_of(function, context), _kind(function)
     if decode is not None:
         call, kind = _decoding_call(call, decode, kind)
@@ -93,6 +107,7 @@ def inspect_handler(function: HandlerFunction) -> Handler:
         payload_type=payload_type,
         decode=decode,
         description=inspect.cleandoc(docstring) if (docstring := _code_of(function).__doc__) else None,
+        remark=remark,
     )
 
 
@@ -138,24 +153,42 @@ def _kind(function: HandlerFunction) -> HandlerKind:
     if inspect.isasyncgenfunction(code):
         return HandlerKind.ASYNC_GENERATOR
     if inspect.iscoroutinefunction(code):
-        return HandlerKind.COROUTINE
-    return HandlerKind.PLAIN
+        return HandlerKind.ONE_STEP if _has_one_step(code) else HandlerKind.COROUTINE
+    return HandlerKind.PLAIN_GENERATOR if inspect.isgeneratorfunction(code) else HandlerKind.PLAIN
 
 
-def _parameters(function: HandlerFunction, name: str) -> list[inspect.Parameter]:
+def _has_one_step(function: Any) -> bool:
+    """Tell whether a coroutine of this function ends without ever having waited.
+
+    What waits (``await``, ``async for``, ``async with``) compiles to the instruction ``SEND`` in Python 3.11 to 3.14.
+    """
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType) or not code.co_flags & inspect.CO_COROUTINE:
+        return False
+    return all(instruction.opname != "SEND" for instruction in dis.get_instructions(code))
+
+
+def _parameters(function: HandlerFunction) -> list[inspect.Parameter]:
+    """The parameters of the function, or of the one that ``functools.wraps`` decorators stand around."""
     try:
-        signature = inspect.signature(function)
+        return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # a builtin without one: it is called with the payload alone
         return []
-    parameters = list(signature.parameters.values())
-    takes_context = _context_parameter(parameters) is not None
+
+
+def _check_call(function: HandlerFunction, name: str, context: Literal["positional", "keyword"] | None) -> None:
+    """Check that a function, or the decorator around it, takes what it will be called with."""
     try:
-        signature.bind(None, **({"context": None} if takes_context else {}))
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    arguments = (None, None) if context == "positional" else (None,)
+    try:
+        signature.bind(*arguments, **({"context": None} if context == "keyword" else {}))
     except TypeError as error:
         raise TypeError(
             f"The entrypoint {name}{signature} must take (payload) or (payload, context): {error}"
         ) from None
-    return parameters
 
 
 def _context_parameter(parameters: list[inspect.Parameter]) -> Literal["positional", "keyword"] | None:
@@ -171,22 +204,36 @@ def _evaluated(annotation: Any, code: Any) -> Any:
     return typing.get_type_hints(holder, globalns=namespace, include_extras=True)["payload"]
 
 
-def _payload_type(
+def _decoder_of(payload_type: Any, name: str) -> Decode | None:
+    try:
+        return payload_decoder(payload_type)
+    except Exception as error:
+        raise TypeError(f"The payload type {payload_type!r} of {name} cannot be decoded: {error}") from error
+
+
+def _annotated_payload(
     function: HandlerFunction, parameters: list[inspect.Parameter], name: str
-) -> tuple[Any, Decode | None]:
+) -> tuple[Any, Decode | None, str | None]:
+    """The payload's type, its decoder, and what is to be said of an annotation that is not used."""
     if not parameters or parameters[0].annotation is inspect.Parameter.empty:
-        return Any, None
+        return Any, None, None
     if parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
-        return Any, None
+        return Any, None, None
+    not_used = f"The payload of {name} is passed as plain JSON: its annotation {parameters[0].annotation!r} "
     try:
         annotation = _evaluated(parameters[0].annotation, _code_of(function))
         decode = payload_decoder(annotation)
     except Exception as error:
-        logger.warning(
-            "The payload of %s is passed as plain JSON: its annotation %r cannot be used (%s)",
-            name,
-            parameters[0].annotation,
-            error,
-        )
-        return Any, None
-    return (Any, None) if decode is None else (annotation, decode)
+        return Any, None, f"{not_used}cannot be used ({error})"
+    if decode is None:
+        return Any, None, None
+    if _is_wrapped(function):
+        remark = "is behind a decorator, which may pass on something else. @app.entrypoint(payload=...) says the type"
+        return Any, None, not_used + remark
+    return annotation, decode, None
+
+
+def _is_wrapped(function: object) -> bool:
+    while isinstance(function, functools.partial) and not hasattr(function, "__wrapped__"):
+        function = function.func
+    return hasattr(function, "__wrapped__")

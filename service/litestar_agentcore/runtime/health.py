@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from litestar_agentcore.protocol.models import PingAnswer, PingStatus
-from litestar_agentcore.runtime.mailbox import post
+from litestar_agentcore.runtime.callbacks import call_threadsafe
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Health:
         else:
             probe = self._start_probe(self._function)
             loop, ended = asyncio.get_running_loop(), asyncio.Event()
-            probe.add_done_callback(lambda _: post(loop, ended.set))
+            probe.add_done_callback(lambda _: call_threadsafe(loop, ended.set))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), self._timeout)
             status = self._settle(self._read(probe))

@@ -2,23 +2,36 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from time import monotonic
+from typing import Protocol
 
 from litestar_agentcore.protocol.context import RequestValues, current_request
+from litestar_agentcore.runtime.callbacks import call_threadsafe
 
 logger = logging.getLogger(__name__)
 
 
+class HandlerWork(Protocol):
+    """The code of a handler that was called for a request."""
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call a function once the handler's code has ended; at once where it has."""
+
+    def cancel(self) -> None:
+        """Cancel it, where it can be cancelled; from any thread."""
+
+
 class Running:
-    """An invocation, a stream or a WebSocket conversation that is being served.
+    """An invocation, a stream or a WebSocket that is being served, or whose handler still runs though its client left.
 
     Args:
-        kind: What it is, in the log's words.
+        kind: What it is called in the log.
         values: What is known of its request.
         loop: The loop that serves it, in a task of which this is called.
     """
 
-    __slots__ = ("began", "expired", "kind", "task", "values")
+    __slots__ = ("_left_behind", "began", "expired", "kind", "task", "values")
 
     def __init__(self, kind: str, values: RequestValues, loop: asyncio.AbstractEventLoop) -> None:
         self.kind = kind
@@ -27,9 +40,37 @@ class Running:
         self.task = asyncio.current_task(loop)
         self.expired = False
         """Whether it was ended because the service's time to shut down was over."""
+        self._left_behind: HandlerWork | None = None
+
+    def leave_behind(self, work: HandlerWork, on_end: Callable[[], object]) -> None:
+        """Go on as what a handler still does once its client has left.
+
+        Args:
+            work: The handler's code.
+            on_end: Called once that has ended, on any thread.
+        """
+        self._left_behind = work
+        work.when_ended(on_end)
+
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether it is only there for what its handler still does."""
+        return self._left_behind is not None
 
     def expire(self) -> None:
-        """End it: the service's time to shut down is over. Call it on the loop that serves it."""
+        """End it: the service's time to shut down is over. From any thread."""
+        self.announce_expiry()
+        if self._left_behind is not None:
+            self._left_behind.cancel()
+        elif self.task is not None:
+            loop = self.task.get_loop()
+            if asyncio._get_running_loop() is loop:  # noqa: SLF001 - which does not raise, unlike its public twin
+                self.task.cancel()
+            else:
+                call_threadsafe(loop, self.task.cancel)
+
+    def announce_expiry(self) -> None:
+        """Say in the log that it is ended."""
         self.expired = True
         token = current_request.set(self.values)
         logger.warning(
@@ -39,8 +80,6 @@ class Running:
             monotonic() - self.began,
         )
         current_request.reset(token)
-        if self.task is not None:
-            self.task.cancel()
 
     def resume(self) -> None:
         """Go on after the cancellation, to say a last word."""

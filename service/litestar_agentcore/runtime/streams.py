@@ -1,20 +1,16 @@
-"""Generators, iterated where they cannot hurt anyone, and their events handed to the loop that sends them."""
+"""Generators, iterated where the rule says, and their events handed to the loop that sends them."""
 
 import asyncio
-import contextvars
 import logging
 import threading
-from collections.abc import AsyncGenerator, Generator
-from contextvars import Context
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
 from litestar_agentcore.protocol.models import StreamError
 from litestar_agentcore.protocol.serialization import encode_document, encode_events
-from litestar_agentcore.runtime.failure import message_of
-from litestar_agentcore.runtime.loops import Loop, LoopCall
-from litestar_agentcore.runtime.mailbox import Mailbox
+from litestar_agentcore.runtime.callbacks import CallbackQueue
+from litestar_agentcore.runtime.failure import OnError, message_of
 from litestar_agentcore.runtime.threads import ThreadPool
-from litestar_agentcore.runtime.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -25,22 +21,24 @@ class EventStream:
     The generator's side pushes encoded values; the client's side takes all that are ready at once. No more than
     ``capacity`` bytes wait: then the generator is paused until the client has taken them.
 
-    Pushing and taking need no lock: each side writes what only it writes, then asks whether the other waits. Standing
-    still, going on and closing need one.
+    Pushing and taking need no lock: each side writes what only it writes, then asks whether the other waits. Pausing,
+    resuming and closing need one.
 
     Args:
-        home: Reaches the loop on which events are taken.
+        callbacks: Reach the loop on which events are taken.
         capacity: How many bytes may wait.
+        on_error: Called on the generator's side with what the generator raised.
     """
 
     __slots__ = (
-        "_capacity", "_closed", "_documents", "_ended", "_home", "_lock", "_paused", "_pushed", "_taken", "_taker",
-        "error",
+        "_callbacks", "_capacity", "_closed", "_documents", "_ended", "_lock", "_on_end", "_on_error", "_paused",
+        "_pushed", "_taken", "_taker",
     )  # fmt: skip
 
-    def __init__(self, home: Mailbox, capacity: int) -> None:
-        self._home = home
+    def __init__(self, callbacks: CallbackQueue, capacity: int, on_error: OnError) -> None:
+        self._callbacks = callbacks
         self._capacity = capacity
+        self._on_error = on_error
         self._lock = threading.Lock()
         self._documents: list[bytes] = []
         self._pushed = 0
@@ -49,13 +47,22 @@ class EventStream:
         self._closed = False
         self._paused = False
         self._taker: asyncio.Future[None] | None = None
-        self.error: BaseException | None = None
-        """What the generator raised, if anything."""
+        self._on_end: Callable[[], object] | None = None
 
     @property
     def ended(self) -> bool:
         """Whether the generator is done and all its events were taken."""
         return self._ended and not self._documents
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call a function once the generator is done, on whichever thread that is; at once where it is.
+
+        Args:
+            function: What to call.
+        """
+        self._on_end = function
+        if self._ended:
+            function()
 
     async def take(self) -> tuple[bytes, int]:
         """Wait for events.
@@ -66,7 +73,7 @@ class EventStream:
         """
         documents = self._documents
         while not documents and not self._is_over():
-            self._taker = taker = self._home.loop.create_future()
+            self._taker = taker = self._callbacks.loop.create_future()
             if documents or self._is_over():  # it came between the question and the answer
                 self._taker = None
             else:
@@ -87,19 +94,19 @@ class EventStream:
         return self._ended or self._closed
 
     def close(self) -> None:
-        """Close the generator, because nobody wants its events any more. Call it on the home loop; it does not wait."""
+        """Close the generator, since nobody wants its events any more. Call it on the loop of :meth:`take`."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            paused, self._paused = self._paused, False
+            self._paused = False
             ended = self._ended
         self._documents.clear()
         taker, self._taker = self._taker, None
         if taker is not None:
             _wake(taker)
         if not ended:
-            self._abandon(paused)
+            self._abandon()
 
     def _push(self, document: bytes) -> bool:
         """Add an event, from the generator's side. Returns True where no more are to follow for now."""
@@ -111,13 +118,13 @@ class EventStream:
     def _wake_taker(self) -> None:
         if (taker := self._taker) is not None:
             self._taker = None
-            self._home.post(_wake, taker)
+            self._callbacks.call_soon(_wake, taker)
 
     def _pause(self) -> bool:
         """Leave it to ``take`` to resume the generator. Returns False where there is room again, or nobody to wait for.
 
-        Told apart from being full because the generator's side takes its time to stand still, and the client's side
-        must not set it going twice.
+        Told apart from being full because the generator's side takes its time to stop, and the client's side must not
+        resume it twice.
         """
         with self._lock:
             self._paused = self._pushed - self._taken >= self._capacity and not self._closed
@@ -126,19 +133,22 @@ class EventStream:
     def _end(self, error: BaseException | None = None) -> None:
         """End the stream, from the generator's side; with a last event that tells of the error, if there was one."""
         if error is not None and not self._closed:
-            self.error = error
+            self._on_error(error)
             logger.error("The stream's generator raised", exc_info=error)
             self._push(encode_document(StreamError(message_of(error), type(error).__name__)))
         self._ended = True
         self._wake_taker()
+        if self._on_end is not None:
+            self._on_end()
 
     def _resume(self) -> None:
-        """Let the paused generator go on."""
         raise NotImplementedError
 
-    def _abandon(self, paused: bool) -> None:
-        """Have the generator closed, where it runs."""
+    def _abandon(self) -> None:
         raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Cancel the generator where it can be cancelled; from any thread."""
 
 
 def _wake(future: "asyncio.Future[None]") -> None:
@@ -147,55 +157,59 @@ def _wake(future: "asyncio.Future[None]") -> None:
 
 
 class AsyncEventStream(EventStream):
-    """The events of an async generator, which is iterated by a task on a worker loop.
+    """The events of an async generator, iterated by the one task that runs :meth:`iterate`.
 
     Args:
         source: The generator.
-        loop: The loop that it is iterated on.
-        context: The context that it runs in.
-        home: Reaches the loop on which events are taken.
+        callbacks: Reach the loop on which events are taken.
         capacity: How many bytes may wait.
-        name: What people know it by.
+        on_error: Called on the generator's side with what the generator raised.
     """
 
-    __slots__ = ("_call", "_resumed", "_source")
+    __slots__ = ("_iterating", "_loop", "_resumed", "_source", "_task")
 
     def __init__(
-        self,
-        source: AsyncGenerator[Any, Any],
-        loop: Loop,
-        context: Context,
-        home: Mailbox,
-        capacity: int,
-        name: str,
+        self, source: AsyncGenerator[Any, Any], callbacks: CallbackQueue, capacity: int, on_error: OnError
     ) -> None:
-        super().__init__(home, capacity)
+        super().__init__(callbacks, capacity, on_error)
         self._source = source
         self._resumed: asyncio.Event | None = None
-        self._call: LoopCall = loop.spawn(self._iterate(), context, name)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._iterating = False
 
-    async def _iterate(self) -> None:
+    async def iterate(self) -> None:
+        """Iterate the generator until it ends or the stream is closed. Raises nothing.
+
+        A cancellation by :meth:`close` reaches the generator where it awaits; at a yield it sees ``GeneratorExit``.
+        """
         error: BaseException | None = None
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._iterating = True
         try:
             # What :meth:`_push` does, written out: this is done for every token of every answer.
             add, capacity = self._documents.append, self._capacity
-            async for value in self._source:
-                document = encode_document(value)
-                add(document)
-                self._pushed = pushed = self._pushed + len(document)
-                if self._taker is not None:
-                    self._wake_taker()
-                if pushed - self._taken >= capacity:
-                    await self._stand_still()
-                if self._closed:
-                    break
+            if not self._is_over():
+                async for value in self._source:
+                    document = encode_document(value)
+                    add(document)
+                    self._pushed = pushed = self._pushed + len(document)
+                    if self._taker is not None:
+                        self._wake_taker()
+                    if pushed - self._taken >= capacity:
+                        await self._wait_for_room()
+                    if self._closed:
+                        break
         except BaseException as raised:
             error = raised
-        finally:
-            await self._close_source()
-            self._end(error)
+        self._iterating = False
+        if self._closed and self._task is not None:
+            self._task.uncancel()  # so that the generator may await while it is closed
+        await self._close_source()
+        self._end(error)
 
-    async def _stand_still(self) -> None:
+    async def _wait_for_room(self) -> None:
         self._resumed = resumed = asyncio.Event()
         if self._pause():
             await resumed.wait()
@@ -207,96 +221,74 @@ class AsyncEventStream(EventStream):
             logger.exception("Closing the stream's generator raised")
 
     def _resume(self) -> None:
-        if self._resumed is not None:
-            self._call.loop.call(self._resumed.set)
+        if self._resumed is not None and self._loop is not None:
+            self._loop.call_soon(self._resumed.set)
 
-    def _abandon(self, paused: bool) -> None:
-        self._call.cancel()
+    def _abandon(self) -> None:
+        if self._loop is not None:  # else it has not begun, and will find that it is closed
+            self._loop.call_soon(self._cancel_iteration)
+
+    def _cancel_iteration(self) -> None:
+        if self._iterating and self._task is not None:
+            self._task.cancel()
+
+    def cancel(self) -> None:
+        """Cancel the generator's task, also while the generator is being closed; from any thread."""
+        if self._task is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._task.cancel)
 
 
-class SyncEventStream(EventStream):
-    """The events of a plain generator, which is iterated in a thread of the pool.
-
-    A paused generator gives its thread back, so that clients who read slowly cannot use the threads up.
+class PlainEventStream(EventStream):
+    """The events of a plain generator, iterated in the one thread that runs :meth:`iterate`.
 
     Args:
         source: The generator.
-        pool: The threads that it runs in.
-        closers: The threads that close it where none of the pool has it.
-        context: The context that it runs in.
-        home: Reaches the loop on which events are taken.
+        pool: What the thread belongs to. While the generator is paused, another call runs in its place.
+        callbacks: Reach the loop on which events are taken.
         capacity: How many bytes may wait.
+        on_error: Called on the generator's side with what the generator raised.
     """
 
-    __slots__ = ("_closers", "_context", "_pool", "_source")
+    __slots__ = ("_pool", "_resumed", "_source")
 
     def __init__(
         self,
         source: Generator[Any, Any, Any],
         pool: ThreadPool,
-        closers: ThreadPool,
-        context: Context,
-        home: Mailbox,
+        callbacks: CallbackQueue,
         capacity: int,
+        on_error: OnError,
     ) -> None:
-        super().__init__(home, capacity)
+        super().__init__(callbacks, capacity, on_error)
         self._source = source
         self._pool = pool
-        self._closers = closers
-        self._context = context
-        pool.submit(self._run)
+        self._resumed = threading.Event()
 
-    def _run(self) -> None:
-        while self._context.run(self._iterate):
-            if self._pause():
-                return  # ``take`` or ``close`` carries on from here
-
-    def _iterate(self) -> bool:
-        """Pass events on until the stream is full (True) or over (False)."""
+    def iterate(self) -> None:
+        """Iterate the generator until it ends or the stream is closed, and close it. Raises nothing."""
+        error: BaseException | None = None
         try:
-            while not self._closed:
-                if self._push(encode_document(next(self._source))):
-                    return True
-        except StopIteration:
-            self._end()
-        except BaseException as error:
-            self._end(error)
-        else:
-            self._close_source()
-        return False
-
-    def _close_source(self) -> None:
+            if not self._is_over():
+                for value in self._source:
+                    if self._push(encode_document(value)):
+                        self._wait_for_room()
+                    if self._closed:
+                        break
+        except BaseException as raised:
+            error = raised
         try:
             self._source.close()
         except BaseException:  # its ``finally`` is the author's code
             logger.exception("Closing the stream's generator raised")
-        self._end()
+        self._end(error)
+
+    def _wait_for_room(self) -> None:
+        self._resumed.clear()
+        if self._pause():
+            self._pool.park(self._resumed.wait, is_urgent=lambda: self._closed)
 
     def _resume(self) -> None:
-        self._pool.submit(self._run)
+        self._resumed.set()
 
-    def _abandon(self, paused: bool) -> None:
-        if paused:
-            self._closers.submit(self._run)
-
-
-def stream_of(value: object, workers: Workers, home: Mailbox, capacity: int) -> EventStream | None:
-    """Begin to stream what a handler returned, if that is a generator.
-
-    Call it in the context that the handler ran in: the generator goes on in a copy of it.
-
-    Args:
-        value: What the handler returned.
-        workers: Where the generator is iterated.
-        home: Reaches the loop on which events are taken.
-        capacity: How many bytes may wait.
-
-    Returns:
-        The stream, or ``None`` where the value is to be answered as a whole.
-    """
-    if isinstance(value, AsyncGenerator):
-        loop, name = workers.loop_for(home), getattr(value, "__qualname__", "a generator")
-        return AsyncEventStream(value, loop, contextvars.copy_context(), home, capacity, name)
-    if isinstance(value, Generator):
-        return SyncEventStream(value, workers.pool, workers.closers, contextvars.copy_context(), home, capacity)
-    return None
+    def _abandon(self) -> None:
+        self._resumed.set()

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import inspect
 import itertools
 import logging
 import time
@@ -14,8 +15,8 @@ from agentcore_telemetry.metrics import TaskOutcome
 from agentcore_telemetry.recording import TaskRecord, Telemetry
 
 from litestar_agentcore.protocol.context import RequestValues, current_request
+from litestar_agentcore.runtime.callbacks import call_threadsafe
 from litestar_agentcore.runtime.handler import is_coroutine_function, name_of
-from litestar_agentcore.runtime.mailbox import post
 
 logger = logging.getLogger(__name__)
 
@@ -23,20 +24,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class ActiveTask(msgspec.Struct, frozen=True):
+class ActiveTask(msgspec.Struct, eq=False):
     """A task that has begun and not ended."""
 
     name: str
     metadata: Mapping[str, Any] | None
     began: float
     """On the monotonic clock, in seconds."""
-    record: TaskRecord
     values: RequestValues
     """What is known of the request that started it."""
     runner: "asyncio.Task[Any] | None"
     """The asyncio task that it is, where that is known."""
     registry: "TaskRegistry"
     task_id: int
+    record: TaskRecord | None = None
+    """Its span; made once the task is counted."""
 
     @property
     def age(self) -> float:
@@ -57,7 +59,7 @@ class ActiveTask(msgspec.Struct, frozen=True):
         )
         current_request.reset(token)
         if self.runner is not None:
-            post(self.runner.get_loop(), self.runner.cancel)
+            call_threadsafe(self.runner.get_loop(), self.runner.cancel)
 
 
 class TaskRegistry:
@@ -72,34 +74,38 @@ class TaskRegistry:
         self._telemetry = telemetry
         self._on_change = on_change
         self._active: dict[int, ActiveTask] = {}
+        self._not_begun: dict[asyncio.Task[Any], ActiveTask] = {}
         self._lock = Lock()
         self._ids = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._active)
 
-    def add(
-        self, name: str, metadata: Mapping[str, Any] | None = None, runner: "asyncio.Task[Any] | None" = None
-    ) -> int:
+    def add(self, name: str, metadata: Mapping[str, Any] | None = None) -> int:
         """Count a task as active.
 
         Args:
             name: What people will know it by.
             metadata: Whatever else is worth knowing of it.
-            runner: The asyncio task that it is, if it is one.
 
         Returns:
             The id to complete it with.
         """
+        return self._add(name, metadata, None).task_id
+
+    def _add(self, name: str, metadata: Mapping[str, Any] | None, runner: "asyncio.Task[Any] | None") -> ActiveTask:
         task_id = next(self._ids)
-        record, values = self._telemetry.task(name), current_request.get()
-        task = ActiveTask(name, metadata, time.monotonic(), record, values, runner, self, task_id)
+        task = ActiveTask(name, metadata, time.monotonic(), current_request.get(), runner, self, task_id)
         with self._lock:
             self._active[task_id] = task
             first = len(self._active) == 1
         if first:
             self._on_change()
-        return task_id
+        # After it is counted: the first span of all loads the tracer, and an answer must not overtake the count.
+        task.record = record = self._telemetry.task(name)
+        if task_id not in self._active:  # ended meanwhile, by another thread
+            record.end("lost")
+        return task
 
     def complete(self, task_id: int) -> bool:
         """Count a task as ended.
@@ -132,7 +138,8 @@ class TaskRegistry:
             last = task is not None and not self._active
         if task is None:
             return False
-        task.record.end(outcome, error)
+        if task.record is not None:
+            task.record.end(outcome, error)
         if last:
             self._on_change()
         logger.debug("Task %s %s after %.3f s", task.name, outcome, task.age)
@@ -144,13 +151,37 @@ class TaskRegistry:
             return list(self._active.values())
 
     def info(self) -> dict[str, Any]:
-        """The active tasks in the words of the contract.
+        """The active tasks in the form of the contract.
 
         Returns:
             ``{"active_count": n, "running_jobs": [{"name": ..., "duration": seconds}]}``, oldest first.
         """
         jobs = [{"name": task.name, "duration": task.age} for task in self.running()]
         return {"active_count": len(jobs), "running_jobs": jobs}
+
+    def register(self, runner: "asyncio.Task[Any]", name: str) -> None:
+        """Count an asyncio task as active from the moment when it is made.
+
+        Args:
+            runner: The task, which has not begun.
+            name: What people will know it by.
+        """
+        self._not_begun[runner] = self._add(name, None, runner)
+        runner.add_done_callback(self._forget)
+
+    def _forget(self, runner: "asyncio.Task[Any]") -> None:
+        if (task := self._not_begun.pop(runner, None)) is not None:  # it was cancelled before its first step
+            self._finish(task.task_id, "failed", asyncio.CancelledError())
+
+    def begin(self, name: str) -> ActiveTask:
+        """Count the function that begins in the current asyncio task, unless :meth:`register` has done so.
+
+        Args:
+            name: What people will know it by.
+        """
+        runner = asyncio.current_task()
+        task = self._not_begun.pop(runner, None) if runner is not None else None
+        return task or self._add(name, None, runner)
 
     def track(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
         """Wrap an async function so that it counts as an active task while it runs.
@@ -167,23 +198,54 @@ class TaskRegistry:
         name = name_of(function)
         if not is_coroutine_function(function):
             raise ValueError(f"@async_task can only be applied to async functions, and {name!r} is none")
+        return _tracked(self, name, function)
 
-        @functools.wraps(function)
-        async def tracked(*args: P.args, **kwargs: P.kwargs) -> R:
-            task_id = self.add(name, runner=asyncio.current_task())
-            record = self._active[task_id].record
-            token = record.activate()
-            try:
-                result = await function(*args, **kwargs)
-            except BaseException as error:
-                if isinstance(error, Exception):
-                    logger.exception("Async task %s failed", name)
-                self._finish(task_id, "failed", error)
-                raise
-            else:
-                self._finish(task_id, "completed")
-                return result
-            finally:
-                record.deactivate(token)
+    def finish(self, task: ActiveTask, error: BaseException | None) -> None:
+        """Count a task as completed or failed.
 
-        return tracked
+        Args:
+            task: The task.
+            error: What it raised, if anything.
+        """
+        if isinstance(error, Exception):
+            logger.error("Async task %s failed", task.name, exc_info=error)
+        self._finish(task.task_id, "completed" if error is None else "failed", error)
+
+
+def _tracked(
+    registry: TaskRegistry, name: str, function: Callable[P, Awaitable[R]]
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    @functools.wraps(function)
+    async def tracked(*args: P.args, **kwargs: P.kwargs) -> R:
+        task = registry.begin(name)
+        token = task.record.activate() if task.record is not None else None
+        error: BaseException | None = None
+        try:
+            return await function(*args, **kwargs)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            registry.finish(task, error)
+            if task.record is not None:
+                task.record.deactivate(token)
+
+    return tracked
+
+
+_TRACKED_CODE = next(
+    constant for constant in _tracked.__code__.co_consts if getattr(constant, "co_name", None) == "tracked"
+)
+
+
+def register_if_tracked(runner: "asyncio.Task[Any]", coroutine: Any) -> None:
+    """Count an asyncio task as active if what it runs was wrapped by :meth:`TaskRegistry.track`.
+
+    Args:
+        runner: The task.
+        coroutine: What it runs.
+    """
+    # The code is one for all that is wrapped; whose registry and name it is stands in the closure.
+    if getattr(coroutine, "cr_code", None) is _TRACKED_CODE and inspect.getcoroutinestate(coroutine) == "CORO_CREATED":
+        closure = coroutine.cr_frame.f_locals
+        closure["registry"].register(runner, closure["name"])

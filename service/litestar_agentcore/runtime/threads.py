@@ -1,4 +1,4 @@
-"""Threads for handlers that are not ``async`` and may block."""
+"""Threads for handlers that may block."""
 
 import logging
 import threading
@@ -7,69 +7,145 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
+IDLE_SECONDS = 60.0
+"""How long a thread that has nothing to do is kept."""
+
+
+class _Worker:
+    __slots__ = ("call", "wake")
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call: Callable[[], object] | None = call
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
 
 class ThreadPool:
-    """A bounded number of threads for handlers that may block, and a queue for the calls that find none free.
+    """A bounded number of threads that run calls at the same time, and a queue for the calls that find none free.
+
+    A call that waits for somebody else may be parked: another call then runs in its place.
 
     The threads are daemons: a handler that never returns must not keep the process from ending, as one in a
     ``concurrent.futures.ThreadPoolExecutor`` would.
 
     Args:
-        size: The most threads there may be.
-        name: What their names begin with.
+        size: How many calls may run at the same time.
+        name: What the threads' names begin with.
+        park_limit: How many calls may be parked besides.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, park_limit: int = 0) -> None:
         self._size = size
         self._name = name
+        self._park_limit = park_limit
+        self._lock = threading.Lock()
+        self._free = size  # below 0 while calls that nobody waits for any more run besides
         self._calls: deque[Callable[[], object]] = deque()
-        self._changed = threading.Condition()
-        self._threads = 0
-        self._idle = 0
-        self._stopped = False
+        self._returning: deque[threading.Lock] = deque()
+        self._idle: list[_Worker] = []
+        self._started = 0
+        self.parked = 0
+        """How many calls are parked."""
+
+    @property
+    def running(self) -> int:
+        """How many calls run; those that wait in their place because no more may be parked are among them."""
+        return self._size - self._free
 
     @property
     def queue_length(self) -> int:
         """How many calls wait for a thread."""
         return len(self._calls)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every place is taken, those for parked calls included."""
+        return self._free <= 0 and self.parked >= self._park_limit
+
     def submit(self, call: Callable[[], object]) -> None:
-        """Run a call in a thread of the pool as soon as one is free.
+        """Run a call in a thread as soon as there is room for it; the calls begin in their order.
 
         Args:
             call: What to run; it handles its own errors.
-
-        Raises:
-            RuntimeError: The pool has been stopped.
         """
-        with self._changed:
-            if self._stopped:
-                raise RuntimeError("the thread pool has been stopped")
-            self._calls.append(call)
-            if self._idle >= len(self._calls):
-                self._changed.notify()
-            elif self._threads < self._size:
-                self._threads += 1
-                threading.Thread(target=self._run, name=f"{self._name}-{self._threads}", daemon=True).start()
+        with self._lock:
+            if self._free > 0:
+                self._free -= 1
+                self._begin(call)
+            else:
+                self._calls.append(call)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._idle += 1
-                while not self._calls and not self._stopped:
-                    self._changed.wait()
-                self._idle -= 1
-                if not self._calls:
-                    return
-                call = self._calls.popleft()
+    def _begin(self, call: Callable[[], object]) -> None:
+        if self._idle:
+            worker = self._idle.pop()
+            worker.call = call
+            worker.wake.release()
+        else:
+            self._started += 1
+            name = f"{self._name}-{self._started}"
+            threading.Thread(target=self._run, args=(_Worker(call),), name=name, daemon=True).start()
+
+    def _run(self, worker: _Worker) -> None:
+        while (call := worker.call) is not None:
+            worker.call = None
             try:
                 call()
             except BaseException:  # a call handles its own errors; one that slips through must not cost a thread
                 logger.exception("A call in %s raised", threading.current_thread().name)
             del call
+            with self._lock:
+                if self._free >= 0 and not self._returning and self._calls:
+                    worker.call = self._calls.popleft()
+                    continue
+                self._release_place()
+                self._idle.append(worker)
+            if not worker.wake.acquire(timeout=IDLE_SECONDS):
+                with self._lock:
+                    if worker in self._idle:
+                        self._idle.remove(worker)
+                        return
+                worker.wake.acquire()  # given a call in this very moment
 
-    def stop(self) -> None:
-        """Take no more calls. What is queued still runs, what is idle ends."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+    def _release_place(self) -> None:
+        """Give the place of a call to who has waited for one the longest."""
+        self._free += 1
+        if self._free <= 0:
+            return
+        if self._returning:
+            self._free -= 1
+            self._returning.popleft().release()
+        elif self._calls:
+            self._free -= 1
+            self._begin(self._calls.popleft())
+
+    def park(self, wait: Callable[[], object], is_urgent: Callable[[], bool]) -> None:
+        """Wait, in the thread of a call, while another call runs in its place, where one more may be parked.
+
+        Args:
+            wait: What to wait with; it returns once the call may go on.
+            is_urgent: Tells, after that, whether the call need not wait for a place: it is about to end.
+        """
+        with self._lock:
+            parks = self.parked < self._park_limit
+            if parks:
+                self.parked += 1
+                self._release_place()
+        wait()
+        if not parks:
+            return
+        with self._lock:
+            self.parked -= 1
+            if self._free > 0 or is_urgent():
+                self._free -= 1
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._returning.append(turn)
+        turn.acquire()
+
+    def trim(self) -> None:
+        """End the threads that have nothing to do."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.wake.release()

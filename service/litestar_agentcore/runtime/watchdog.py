@@ -1,56 +1,88 @@
-"""Sees the worker loops that a handler holds, and says who it is."""
+"""Names what holds the agent's event loop."""
 
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextvars import Context
 from time import monotonic
 from types import FrameType
+from typing import NamedTuple, Protocol
 
 from litestar_agentcore.protocol.context import current_request
-from litestar_agentcore.runtime.loops import Holder, WorkerLoop
 
 logger = logging.getLogger(__name__)
 
 STACK_FRAMES = 20
 """How many frames of a stack are logged at the most, the innermost ones."""
 
-_MACHINERY = ("threading", "asyncio", "litestar_agentcore.runtime")
-"""The modules between a thread's beginning and a handler."""
+REPORT_SECONDS = 10.0
+"""How often one handler is named at the most; each stall is counted."""
+
+AWAKE_SECONDS = 1.0
+"""How long the watchdog goes on looking at a loop that has nothing to do."""
+
+_OUR_MODULES = ("threading", "asyncio", "litestar_agentcore.runtime")
+"""The modules between the beginning of a thread and a handler."""
+
+_MOST_NAMES = 1000
+
+
+class Runner(NamedTuple):
+    """What a loop runs in its present turn."""
+
+    key: object
+    """The task, or the handle of a callback."""
+    name: str
+    """The handler, or the coroutine that it started."""
+    context: Context | None
+    """The context that it runs in, where that is known."""
+    frame: FrameType | None
+    """The innermost stack frame of the loop's thread."""
+
+
+class WatchedLoop(Protocol):
+    """A loop as the watchdog sees it, from another thread."""
+
+    @property
+    def turn_began(self) -> float:
+        """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
+
+    def runner(self) -> Runner:
+        """What the loop runs in its present turn."""
 
 
 class Watchdog:
-    """A thread that looks at each worker loop several times in the span after which it counts as held.
+    """A thread that looks at the agent's loop several times in the span after which it counts as held.
 
-    It sleeps while nothing runs.
+    It sleeps while the loop has nothing to do; the loop wakes it.
 
     Args:
-        loops: The loops to look at.
-        stall_seconds: How long a loop may go without turning.
-        on_stall: Called with a loop that has just been found held.
-        on_tick: Called after each look; returns in how many seconds it wants to be called again, at the latest, where
-            nothing runs until then, or ``None``.
+        loop: The loop.
+        stall_seconds: How long one step of a task, or one callback, may take, in seconds.
+        on_stall: Called once for each that takes longer.
     """
 
-    def __init__(
-        self,
-        loops: Callable[[], Iterable[WorkerLoop]],
-        stall_seconds: float,
-        on_stall: Callable[[WorkerLoop], None],
-        on_tick: Callable[[], float | None],
-    ) -> None:
-        self._loops = loops
+    def __init__(self, loop: WatchedLoop, stall_seconds: float, on_stall: Callable[[], object]) -> None:
+        self._loop = loop
         self._stall_seconds = stall_seconds
         self._on_stall = on_stall
-        self._on_tick = on_tick
+        # A step is seen one look after it began at the latest, and its end of the span one look later.
+        self._interval = stall_seconds / 8
         self._alarm = threading.Event()
-        self.asleep = False
+        self.asleep = True
+        """Whether :meth:`wake` has to be called when the loop has something to do."""
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="agentcore-watchdog", daemon=True)
-        self._thread.start()
+        self._turn = 0.0
+        self._runner: object = None
+        self._began = 0.0
+        self._counted = False
+        self._reported = False
+        self._reports: dict[str, float] = {}
+        threading.Thread(target=self._run, name="agentcore-watchdog", daemon=True).start()
 
     def wake(self) -> None:
-        """Look at the loops again: there is work on one of them."""
+        """Look at the loop again: it has something to do."""
         self.asleep = False
         self._alarm.set()
 
@@ -60,69 +92,83 @@ class Watchdog:
         self._alarm.set()
 
     def _run(self) -> None:
+        loop = self._loop
+        last_busy = 0.0
         while not self._stopped:
-            try:
-                self._look()
-                pause = self._on_tick()
-            except Exception:  # nobody else would see the loops
-                logger.exception("The watchdog stumbled")
-                pause = None
-            if self._at_work():
-                pause = self._stall_seconds / 4
-            else:
-                # In this order: whoever brings work asks afterwards whether somebody is awake.
-                self.asleep = True
-                if self._at_work():
-                    self.asleep = False
-                    continue
-            self._alarm.wait(pause)
+            if self.asleep:
+                self._alarm.wait()
             self._alarm.clear()
             self.asleep = False
-
-    def _at_work(self) -> bool:
-        return any(loop.load or loop.working_since or loop.has_timers for loop in self._loops())
+            try:
+                self._look()
+            except Exception:  # nobody else would look at the loop
+                logger.exception("The watchdog of the agent's event loop failed, and goes on")
+            now = monotonic()
+            if loop.turn_began:
+                last_busy = now
+            elif now - last_busy > AWAKE_SECONDS:
+                # In this order: the loop asks whether the watchdog sleeps after it has begun a turn.
+                self.asleep = True
+                if loop.turn_began:
+                    self.asleep = False
+                continue
+            self._alarm.wait(self._interval)
 
     def _look(self) -> None:
-        for loop in self._loops():
-            since = loop.working_since
-            if since and monotonic() - since > self._stall_seconds:
-                if loop.held_since != since:
-                    loop.held_since = since
-                    self._on_stall(loop)
-                    self._report(loop, since)
-            elif loop.held_since:
-                logger.info("%s turns again, after %.1f s", loop.name, monotonic() - loop.held_since)
-                loop.held_since = 0.0
-
-    def _report(self, loop: WorkerLoop, since: float) -> None:
-        holder = loop.holder()
-        if loop.working_since != since:
-            return  # it has let go meanwhile, and who holds the loop now does no harm
-        if holder.context is None:
-            self._warn(holder, since)
+        turn = self._loop.turn_began
+        if turn != self._turn:
+            if self._reported:
+                logger.info("The agent's event loop turns again, after %.1f s", monotonic() - self._began)
+            self._turn, self._began, self._runner = turn, turn, None
+            self._counted = self._reported = False
+        now = monotonic()
+        if not turn or now - turn < self._interval:
             return
-        # The context itself is in use on the loop's thread; its copy gives the line its ids.
-        holder.context.copy().run(self._warn, holder, since)
+        runner = self._loop.runner()
+        if self._loop.turn_began != turn:
+            return
+        if self._runner is not None and runner.key is not self._runner:
+            self._began = now  # one turn runs many steps, and none of them need be long
+            self._counted = False
+        self._runner = runner.key
+        if now - self._began > self._stall_seconds and not self._counted:
+            self._counted = True
+            self._on_stall()
+            self._report(runner, now)
 
-    def _warn(self, holder: Holder, since: float) -> None:
+    def _report(self, runner: Runner, now: float) -> None:
+        if now - self._reports.get(runner.name, -REPORT_SECONDS) < REPORT_SECONDS:
+            return
+        if len(self._reports) >= _MOST_NAMES:
+            self._reports.clear()
+        self._reports[runner.name] = now
+        self._reported = True
+        if runner.context is None:
+            self._warn(runner)
+        else:
+            # The context itself is in use on the loop's thread; its copy gives the line its ids.
+            runner.context.copy().run(self._warn, runner)
+
+    def _warn(self, runner: Runner) -> None:
         logger.warning(
-            "The handler %s (session %s) has held its event loop for %.2f s; new work goes to another loop. A handler"
-            " that blocks is to be a plain function, or to call what blocks in asyncio.to_thread(). It is at:\n%s",
-            holder.name,
+            "The handler %s (session %s) has held the agent's event loop for %.2f s; the other async handlers"
+            " wait. Two ways out: make it a plain function (def), or await asyncio.to_thread() for what blocks. It is"
+            " at:\n%s",
+            runner.name,
             current_request.get().session_id,
-            monotonic() - since,
-            _stack(holder.frame),
+            monotonic() - self._began,
+            _stack(runner.frame),
         )
 
 
-def _is_machinery(module: str) -> bool:
-    return any(module == name or module.startswith(f"{name}.") for name in _MACHINERY)
+def _is_ours(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in _OUR_MODULES)
 
 
 def _stack(frame: FrameType | None) -> str:
-    """The stack of a handler, the innermost call last, without the machinery that called it."""
+    """The stack of a handler, the innermost call last, without the modules that called it."""
     frames = [entry for entry, _ in traceback.walk_stack(frame)] if frame is not None else []
-    while len(frames) > 1 and _is_machinery(str(frames[-1].f_globals.get("__name__"))):
+    while len(frames) > 1 and _is_ours(str(frames[-1].f_globals.get("__name__"))):
         frames.pop()
     lines = traceback.StackSummary.extract((entry, entry.f_lineno) for entry in reversed(frames[:STACK_FRAMES]))
     return "".join(lines.format()).rstrip()

@@ -9,6 +9,11 @@ function unary(payload) {
 }
 
 async function unaryAsync(payload) {
+  await new Promise(setImmediate)
+  return { echo: payload.prompt }
+}
+
+async function unaryOneStep(payload) {
   return { echo: payload.prompt }
 }
 
@@ -31,7 +36,14 @@ async function* clock() {
   }
 }
 
-const handlers = { 'unary-async': unaryAsync, 'unary-sync': unary, 'stream-async': stream, sleepers: sleeper, 'open-streams': clock }
+const handlers = {
+  'unary-async': unaryAsync,
+  'unary-one-step': unaryOneStep,
+  'unary-sync': unary,
+  'stream-async': stream,
+  sleepers: sleeper,
+  'open-streams': clock,
+}
 const [port, handler] = process.argv.slice(2)
 
 new BedrockAgentCoreApp({

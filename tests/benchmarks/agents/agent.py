@@ -16,6 +16,11 @@ def unary(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 async def unary_async(payload: dict[str, Any]) -> dict[str, Any]:
+    await asyncio.sleep(0)
+    return {"echo": payload["prompt"]}
+
+
+async def unary_one_step(payload: dict[str, Any]) -> dict[str, Any]:
     return {"echo": payload["prompt"]}
 
 
@@ -46,6 +51,7 @@ async def clock(payload: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
 
 HANDLERS = {
     "unary-async": unary_async,
+    "unary-one-step": unary_one_step,
     "unary-sync": unary,
     "stream-async": stream_async,
     "stream-sync": stream,

@@ -3,6 +3,7 @@
 Knows no sessions, no contexts, no errors, no telemetry and no handlers: what a runtime costs is what it adds to this.
 """
 
+import asyncio
 import sys
 from typing import Any
 
@@ -12,6 +13,11 @@ import uvicorn
 EVENTS = 100
 JSON = [(b"content-type", b"application/json")]
 SSE = [(b"content-type", b"text/event-stream")]
+
+
+async def unary_async(scope: Any, receive: Any, send: Any) -> None:
+    await asyncio.sleep(0)
+    await unary(scope, receive, send)
 
 
 async def unary(scope: Any, receive: Any, send: Any) -> None:
@@ -39,7 +45,7 @@ async def stream(scope: Any, receive: Any, send: Any) -> None:
 if __name__ == "__main__":
     port, handler = sys.argv[1:]
     uvicorn.run(
-        {"unary-async": unary, "stream-async": stream}[handler],
+        {"unary-async": unary_async, "unary-one-step": unary, "stream-async": stream}[handler],
         host="127.0.0.1",
         port=int(port),
         lifespan="off",

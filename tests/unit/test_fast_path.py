@@ -27,7 +27,7 @@ from litestar.plugins import InitPlugin
 from litestar.testing import TestClient
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from litestar_agentcore import AgentCorePlugin, BedrockAgentCoreApp, RequestContext
-from litestar_agentcore.controllers.invocations import DirectRoad
+from litestar_agentcore.controllers.invocations import FastPath
 
 from tests.unit.conftest import REQUEST_ID, SESSION_ID
 
@@ -44,13 +44,13 @@ Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of the requests that took the direct road."""
     paths: list[str] = []
-    serve = DirectRoad.serve
+    serve = FastPath.serve
 
-    def counting(self: DirectRoad, scope: Any, receive: Receive, send: Send) -> Any:
+    def counting(self: FastPath, scope: Any, receive: Receive, send: Send) -> Any:
         paths.append(scope["path"])
         return serve(self, scope, receive, send)
 
-    monkeypatch.setattr(DirectRoad, "serve", counting)
+    monkeypatch.setattr(FastPath, "serve", counting)
     return paths
 
 

@@ -1,4 +1,4 @@
-"""What is counted comes out as ``prometheus_client``'s own counters and histograms would have it."""
+"""What is recorded comes out as ``prometheus_client``'s own counters and histograms would have it."""
 
 import math
 import sys
@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import prometheus_client
 import pytest
-from agentcore_telemetry import tallies as own_tallies
-from agentcore_telemetry.exposition import AgentCollector
-from agentcore_telemetry.metrics import MAX_TASK_NAMES, MODES, OUTCOMES, SECONDS, TASK_OUTCOMES, AgentMetrics, Probes
-from agentcore_telemetry.tallies import Durations, InvocationTallies, Tally, TaskTallies
+from agentcore_telemetry import instruments
+from agentcore_telemetry.instruments import Counter, Histogram, InvocationMetrics, ScrapeCallbacks, TaskMetrics
+from agentcore_telemetry.metrics import DURATION_BUCKETS, MAX_TASK_NAMES, MODES, OUTCOMES, TASK_OUTCOMES, AgentMetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client import metrics as client_metrics
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -27,14 +27,15 @@ FORMS: dict[str, Callable[[CollectorRegistry], bytes]] = {
 
 
 def agent() -> AgentMetrics:
-    probes = Probes(
+    callbacks = ScrapeCallbacks(
         active_tasks=lambda: 0,
         ping_status=lambda: "Healthy",
         status_changed_at=lambda: 0.0,
-        worker_loops=lambda: 1,
+        event_loop_lag=lambda: 12.5,
+        handler_threads=lambda: (3, 7),
         sync_queue_length=lambda: 0,
     )
-    return AgentMetrics("1", probes)
+    return AgentMetrics("1", callbacks)
 
 
 class Client:
@@ -43,14 +44,15 @@ class Client:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
 
-        def counter(name: str, help_: str, *labels: str) -> Counter:
-            return Counter(f"agentcore_{name}", help_, labels, registry=registry)
+        def counter(name: str, help_: str, *labels: str) -> prometheus_client.Counter:
+            return prometheus_client.Counter(f"agentcore_{name}", help_, labels, registry=registry)
 
-        def gauge(name: str, help_: str) -> Gauge:
-            return Gauge(f"agentcore_{name}", help_, registry=registry)
+        def gauge(name: str, help_: str) -> prometheus_client.Gauge:
+            return prometheus_client.Gauge(f"agentcore_{name}", help_, registry=registry)
 
-        def histogram(name: str, help_: str, *labels: str) -> Histogram:
-            return Histogram(f"agentcore_{name}_seconds", help_, labels, registry=registry, buckets=SECONDS)
+        def histogram(name: str, help_: str, *labels: str) -> prometheus_client.Histogram:
+            name = f"agentcore_{name}_seconds"
+            return prometheus_client.Histogram(name, help_, labels, registry=registry, buckets=DURATION_BUCKETS)
 
         self.invocations = counter("invocations", "Finished invocations.", "mode", "outcome")
         help_ = "From the request to the last byte of its answer."
@@ -60,7 +62,7 @@ class Client:
         self.in_progress = gauge("invocations_in_progress", "Invocations that are being served.")
         self.chunks = counter("stream_chunks", "Events sent.")
         self.websockets = gauge("websocket_connections", "Open WebSockets.")
-        self.stalls = counter("handler_stalls", "Times a handler held its event loop longer than the limit.")
+        self.stalls = counter("handler_stalls", "Times a handler held the agent's event loop longer than the limit.")
         self.tasks = counter("async_tasks", "Finished tasks.", "name", "outcome")
         self.task_duration = histogram("async_task_duration", "From a task's start to its end.", "name")
         for mode in MODES:
@@ -69,14 +71,8 @@ class Client:
                 self.invocations.labels(mode, outcome)
 
 
-def own_registry(metrics: AgentMetrics) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    registry.register(AgentCollector(metrics))
-    return registry
-
-
 def exposed(registry: CollectorRegistry, form: str) -> dict[str, list[str]]:
-    """The lines of each metric, but for the times at which series began, which only ``prometheus_client`` gives."""
+    """The lines of each metric of the service, without the creation times, which only ``prometheus_client`` gives."""
     lines: dict[str, list[str]] = {}
     metric = ""
     for line in FORMS[form](registry).decode().splitlines():
@@ -84,7 +80,7 @@ def exposed(registry: CollectorRegistry, form: str) -> dict[str, list[str]]:
             metric = line.split()[2]
         if "_created" not in line and line != "# EOF":
             lines.setdefault(metric, []).append(line)
-    return {name: of_metric for name, of_metric in lines.items() if of_metric}
+    return {name: of_metric for name, of_metric in lines.items() if name.startswith("agentcore_")}
 
 
 def exemplar(trace_id: int | None) -> dict[str, str] | None:
@@ -104,16 +100,18 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(own_tallies, "time", clock.time)
+    monkeypatch.setattr(instruments, "time", clock.time)
     monkeypatch.setattr(client_metrics, "time", clock)
     return clock
 
 
-# What can be observed
+# Observations
 
 
-on_the_borders = st.sampled_from([*SECONDS, *(math.nextafter(bound, 0) for bound in SECONDS), 0, 901, 1e9, math.inf])
-seconds = st.floats(0, 2000) | on_the_borders.map(float)
+on_the_borders = st.sampled_from(
+    [*DURATION_BUCKETS, *(math.nextafter(bound, 0) for bound in DURATION_BUCKETS), 0, 3601, 1e9, math.inf]
+)
+seconds = st.floats(0, 8000) | on_the_borders.map(float)
 trace_ids = st.none() | st.sampled_from(TRACE_IDS)
 names = st.sampled_from(["research", "other", 'odd "name"\\', "größe\n", ""])
 observations = st.lists(
@@ -169,21 +167,21 @@ def test_the_text_is_that_of_prometheus_client(form: str, clock: Clock) -> None:
             clock.now += 1
             observe(metrics, client, *observation)
 
-        ours, theirs = exposed(own_registry(metrics), form), exposed(client.registry, form)
+        ours, theirs = exposed(metrics.registry, form), exposed(client.registry, form)
         assert {name: ours.get(name) for name in theirs} == theirs
 
     compare()
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("bound", SECONDS)
+@pytest.mark.parametrize("bound", DURATION_BUCKETS)
 def test_a_duration_on_a_bound_falls_into_the_bucket_below(form: str, bound: float, clock: Clock) -> None:
     metrics, client = agent(), Client()
     for length in (math.nextafter(bound, 0), bound, math.nextafter(bound, math.inf)):
         observe(metrics, client, "end", "unary", "ok", length, TRACE_IDS[0])
 
     name = "agentcore_invocation_duration_seconds"
-    assert exposed(own_registry(metrics), form)[name] == exposed(client.registry, form)[name]
+    assert exposed(metrics.registry, form)[name] == exposed(client.registry, form)[name]
 
 
 def test_the_last_duration_of_each_bucket_is_its_exemplar(clock: Clock) -> None:
@@ -192,12 +190,12 @@ def test_the_last_duration_of_each_bucket_is_its_exemplar(clock: Clock) -> None:
         clock.now += 1
         metrics.invocations.end("unary", "ok", length, trace_id)
 
-    lines = exposed(own_registry(metrics), "OpenMetrics")["agentcore_invocation_duration_seconds"]
+    lines = exposed(metrics.registry, "OpenMetrics")["agentcore_invocation_duration_seconds"]
     assert [line.partition("#")[2].strip() for line in lines if "trace_id" in line] == [
         f'{{trace_id="{TRACE_IDS[1]:032x}"}} 0.21 1700000002.0',
         f'{{trace_id="{TRACE_IDS[0]:032x}"}} 3.0 1700000004.0',
     ]
-    assert "trace_id" not in str(exposed(own_registry(metrics), "Prometheus"))
+    assert "trace_id" not in str(exposed(metrics.registry, "Prometheus"))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -206,7 +204,7 @@ def test_a_scrape_counts_each_thing_once_however_often_it_is_asked(form: str, cl
     metrics.invocations.begin()
     metrics.invocations.end("stream", "ok", 0.3, TRACE_IDS[0])
     metrics.tasks.end("research", "completed", 2, None)
-    registry = own_registry(metrics)
+    registry = metrics.registry
 
     assert exposed(registry, form) == exposed(registry, form)
 
@@ -214,22 +212,49 @@ def test_a_scrape_counts_each_thing_once_however_often_it_is_asked(form: str, cl
 @settings(deadline=None)
 @given(st.lists(seconds), st.lists(st.floats(0.001, 1e6), min_size=1, max_size=10, unique=True).map(sorted))
 def test_the_buckets_are_those_of_a_histogram_whatever_the_bounds(lengths: list[float], bounds: list[float]) -> None:
-    durations = Durations(bounds)
-    histogram = Histogram("h", "h", buckets=bounds, registry=None)
+    ours = Histogram(bounds)
+    theirs = prometheus_client.Histogram("h", "h", buckets=bounds, registry=None)
     for length in lengths:
-        durations.observe(length, None)
-        histogram.observe(length)
+        ours.observe(length, None)
+        theirs.observe(length)
 
-    assert durations.bounds == histogram._upper_bounds
-    assert durations.counts == [bucket.get() for bucket in histogram._buckets]
-    assert durations.sum == histogram._sum.get()
+    assert ours.bounds == theirs._upper_bounds
+    assert ours.counts == [bucket.get() for bucket in theirs._buckets]
+    assert ours.sum == theirs._sum.get()
+
+
+# Callbacks
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("agentcore_event_loop_lag_seconds", ["agentcore_event_loop_lag_seconds 12.5"]),
+        (
+            "agentcore_handler_threads",
+            ['agentcore_handler_threads{state="running"} 3.0', 'agentcore_handler_threads{state="parked"} 7.0'],
+        ),
+    ],
+)
+def test_a_gauge_is_what_its_callback_returns(name: str, lines: list[str]) -> None:
+    assert [line for line in exposed(agent().registry, "Prometheus")[name] if not line.startswith("#")] == lines
+
+
+def test_a_callback_is_asked_once_a_scrape_and_never_before() -> None:
+    metrics = agent()
+    lags = iter((1.0, 2.0))
+    metrics.callbacks.event_loop_lag = lambda: next(lags)
+
+    name = "agentcore_event_loop_lag_seconds"
+    assert exposed(metrics.registry, "Prometheus")[name][-1] == f"{name} 1.0"
+    assert exposed(metrics.registry, "OpenMetrics")[name][-1] == f"{name} 2.0"
 
 
 # The names of tasks
 
 
 def test_a_hundred_names_of_tasks_are_told_apart_and_the_rest_is_other() -> None:
-    tasks = TaskTallies(MAX_TASK_NAMES, SECONDS)
+    tasks = TaskMetrics(MAX_TASK_NAMES, DURATION_BUCKETS)
     for number in range(150):
         tasks.end(f"task {number}", "completed", 1.0, None)
     for number in range(150):
@@ -246,7 +271,7 @@ def test_a_hundred_names_of_tasks_are_told_apart_and_the_rest_is_other() -> None
 
 
 def test_a_task_that_is_called_other_takes_no_name_from_the_rest() -> None:
-    tasks = TaskTallies(2, SECONDS)
+    tasks = TaskMetrics(2, DURATION_BUCKETS)
     for name in ("other", "first", "second", "third", "other"):
         tasks.end(name, "completed", 1.0, None)
 
@@ -256,7 +281,7 @@ def test_a_task_that_is_called_other_takes_no_name_from_the_rest() -> None:
 @settings(deadline=None)
 @given(st.integers(0, 3), st.lists(st.sampled_from(["a", "b", "c", "d", "other"])))
 def test_no_task_is_lost_and_the_names_stay_few(most: int, names: list[str]) -> None:
-    tasks = TaskTallies(most, SECONDS)
+    tasks = TaskMetrics(most, DURATION_BUCKETS)
     for name in names:
         tasks.end(name, "completed", 1.0, None)
 
@@ -295,21 +320,21 @@ def at_once(work: Callable[[], object], threads: int = 8) -> None:
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_what_threads_add_at_once_is_added() -> None:
-    tally = Tally()
+    counter = Counter()
 
     def work() -> None:
         for _ in range(2000):
-            tally.add()
-            tally.add(2)
-            tally.add(-1)
+            counter.add()
+            counter.add(2)
+            counter.add(-1)
 
     at_once(work)
-    assert tally.value == 8 * 2000 * 2
+    assert counter.value == 8 * 2000 * 2
 
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_invocations_that_threads_count_at_once_are_counted() -> None:
-    invocations = InvocationTallies(MODES, OUTCOMES, SECONDS)
+    invocations = InvocationMetrics(MODES, OUTCOMES, DURATION_BUCKETS)
 
     def work() -> None:
         for number in range(500):
@@ -320,19 +345,21 @@ def test_invocations_that_threads_count_at_once_are_counted() -> None:
 
     at_once(work)
     assert (invocations.in_progress, invocations.sent_chunks) == (0, 8 * 500 * 3)
-    assert {key: ended for key, ended in invocations.ended.items() if ended} == {(mode, "ok"): 2000 for mode in MODES}
-    for durations, expected, length in (
-        (invocations.first_chunks, 4000, 0.25),
+    assert {labels: count for labels, count in invocations.finished.items() if count} == {
+        (mode, "ok"): 2000 for mode in MODES
+    }
+    for histogram, expected, length in (
+        (invocations.time_to_first_chunk, 4000, 0.25),
         *((invocations.durations[mode], 2000, 0.5) for mode in MODES),
     ):
-        assert sum(durations.counts) == expected
-        assert durations.sum == expected * length
+        assert sum(histogram.counts) == expected
+        assert histogram.sum == expected * length
 
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_tasks_that_threads_count_at_once_are_counted_and_scraped_whole() -> None:
     metrics = agent()
-    registry = own_registry(metrics)
+    registry = metrics.registry
     scraped: list[str] = []
 
     def work() -> None:

@@ -58,7 +58,16 @@ def gather(send: Send, size: int) -> Gathered | None:
     """
     if size > MOST_BYTES:
         return None
-    cycle = getattr(send, "__self__", None)
-    if type(cycle).__module__ not in _SERVERS or (transport := getattr(cycle, "transport", None)) is None:
+    cycle: Any = getattr(send, "__self__", None)
+    if not writes_to_server(send) or (transport := getattr(cycle, "transport", None)) is None:
         return None
     return Gathered(cycle, transport)
+
+
+def writes_to_server(send: Send) -> bool:
+    """Tell whether an ASGI send function is uvicorn's own, with no middleware in between.
+
+    Args:
+        send: The ASGI send function.
+    """
+    return type(getattr(send, "__self__", None)).__module__ in _SERVERS

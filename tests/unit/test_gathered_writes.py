@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 from litestar.types import Message, Receive, Scope, Send
 from litestar_agentcore import BedrockAgentCoreApp
-from litestar_agentcore.sockets import MOST_BYTES, gather
+from litestar_agentcore.gathered_writes import MOST_BYTES, gather
 from uvicorn.server import ServerState
 
 PATIENCE = 10.0

@@ -8,13 +8,13 @@ from litestar import WebSocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
 
+from litestar_agentcore.asgi_bridge import serve_on_agent_loop
 from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
 from litestar_agentcore.protocol.headers import response_headers
 from litestar_agentcore.protocol.models import Refusal, shutting_down
 from litestar_agentcore.protocol.serialization import encode
 from litestar_agentcore.runtime.agent import Agent, WebSocketHandler
 from litestar_agentcore.runtime.handler import name_of
-from litestar_agentcore.runtime.mailbox import mailbox_of
 from litestar_agentcore.runtime.running import Running
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ TRY_AGAIN_LATER = 1013
 AnySocket = WebSocket[Any, Any, Any]
 
 
-class WebSocketSession:
-    """Hands one connection to the author's handler, on a worker loop, and closes it when that is done.
+class WebSocketConnection:
+    """Hands one connection to the author's handler, on the agent's loop, and closes it when that is done.
 
     Args:
         agent: The agent that is talked to.
@@ -85,27 +85,47 @@ class WebSocketSession:
         async def run(receive: Receive, send: Send) -> None:
             await self._run(handler, values, receive, send)
 
-        home = mailbox_of(asyncio.get_running_loop())
-        failure = await self._agent.execution.converse(
-            name_of(handler), home, run, self._receive_message, self._send_message
+        error = await serve_on_agent_loop(
+            self._agent.execution, name_of(handler), run, self._receive_message, self._send_message
         )
-        if failure is None:
+        if error is None:
             await self._close(NORMAL_CLOSURE)
-        elif self._client_left:
-            logger.debug("The client left the WebSocket")
-        else:
-            self._record.error = failure.error
-            logger.error("The websocket handler raised", exc_info=failure.error)
+        elif not self._client_left:
             await self._close(INTERNAL_ERROR)
 
     async def _run(self, handler: WebSocketHandler, values: RequestValues, receive: Receive, send: Send) -> None:
-        socket: AnySocket = self._scope["litestar_app"].websocket_class(self._scope, receive, send)
-        await handler(socket, values.context(socket))
+        """Call the handler, on the agent's loop, and tell its own errors from those of a client that has left."""
+
+        async def noting_receive() -> ReceiveMessage:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                self._client_left = True
+            return message
+
+        async def noting_send(message: Message) -> None:
+            try:
+                await send(message)
+            except (OSError, WebSocketDisconnect):  # the ASGI specification, 2.4: the client is gone
+                self._client_left = True
+                raise
+
+        socket: AnySocket = self._scope["litestar_app"].websocket_class(self._scope, noting_receive, noting_send)
+        try:
+            await handler(socket, values.context(socket))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if self._client_left:
+                logger.debug("The client left the WebSocket")
+            else:
+                self._record.fail(error)
+                logger.exception("The websocket handler raised")
+            raise
 
     async def _receive_message(self) -> ReceiveMessage:
         message = await self._receive()
         if message["type"] == "websocket.disconnect":
-            self._client_left = self._closed = True
+            self._closed = True
         return message
 
     async def _send_message(self, message: Message) -> None:
@@ -115,8 +135,8 @@ class WebSocketSession:
             self._closed = True
         try:
             await self._send(message)
-        except (OSError, WebSocketDisconnect):  # the ASGI specification, 2.4: the client is gone
-            self._client_left = self._closed = True
+        except (OSError, WebSocketDisconnect):
+            self._closed = True
             raise
 
     async def _close(self, code: int) -> None:

@@ -1,0 +1,267 @@
+"""The answer of one invocation, on its way to the client."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+from agentcore_telemetry.recording import InvocationRecord
+from litestar.types import Message, Receive, Scope, Send
+from litestar.utils.scope.state import ScopeState
+
+from litestar_agentcore.disconnects import DisconnectWatcher
+from litestar_agentcore.errors import author_exception_handler, headers_of, status_of
+from litestar_agentcore.gathered_writes import gather, writes_to_server
+from litestar_agentcore.protocol.context import RequestValues
+from litestar_agentcore.protocol.headers import response_headers
+from litestar_agentcore.protocol.models import ErrorAnswer, Refusal, StreamError, shutting_down
+from litestar_agentcore.protocol.serialization import encode, encode_events
+from litestar_agentcore.runtime.failure import Failure, message_of
+from litestar_agentcore.runtime.running import Running
+from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream
+
+logger = logging.getLogger(__name__)
+
+RawHeader = tuple[bytes, bytes]
+
+CLOSE = (b"connection", b"close")
+"""Tells a client that it had better ask elsewhere, or on another connection."""
+
+_JSON = (b"content-type", b"application/json")
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold events back otherwise
+]
+CLIENT_CLOSED_REQUEST = 499
+"""What proxies (nginx first) log of a client that left before it had an answer. Nobody is there to read it."""
+
+_NO_CONTENT = frozenset({204, 205, 304})
+
+
+class ErrorResponse(msgspec.Struct, frozen=True):
+    """What a client is told of an exception."""
+
+    status: int
+    body: bytes
+    headers: list[RawHeader] = []
+
+
+class Answer(Running):
+    """The response of one invocation, with the ids of its request.
+
+    Args:
+        scope: The ASGI scope of the request.
+        send: The ASGI send function.
+        headers: What the application adds to the headers of every answer.
+        record: What is recorded of the invocation.
+        values: What is known of the request.
+        running: Where it is listed until it has ended.
+        loop: The loop that serves it.
+    """
+
+    __slots__ = (
+        "_headers", "_iterated_here", "_running", "_scope", "_send", "finished", "record", "request_body", "started",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        headers: Sequence[RawHeader],
+        record: InvocationRecord,
+        values: RequestValues,
+        running: set[Running],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__("invocation", values, loop)
+        self._scope = scope
+        self._send = send
+        self._headers = response_headers(values.request_id or "", values.session_id)
+        if headers:
+            self._headers += headers
+        self._running = running
+        self._iterated_here: EventStream | None = None
+        self.record = record
+        self.request_body: bytes | None = None
+        """What came with the request, once it is complete."""
+        self.finished = False
+        self.started = False
+        running.add(self)
+
+    def end(self) -> None:
+        """List it no longer, unless its handler still runs."""
+        if not self.is_left_behind:
+            self._running.discard(self)
+
+    def list_until(self, work: Any) -> None:
+        """List it until its handler has ended: its client has left before that.
+
+        Args:
+            work: The handler's call, or its stream.
+        """
+        self.leave_behind(work, partial(self._running.discard, self))
+
+    def expire(self) -> None:
+        """End it: the service's time to shut down is over."""
+        if self._iterated_here is None or self.is_left_behind:
+            super().expire()
+        else:
+            self.announce_expiry()
+            self._iterated_here.close()
+
+    # -- On the handler's side
+
+    def note(self, error: BaseException) -> None:
+        """Record what a handler or its generator raised. On the handler's side, since it asks for the exception's text.
+
+        Args:
+            error: What was raised.
+        """
+        self.record.fail(error)
+
+    def describe(self, error: BaseException) -> Failure:
+        """Log what a handler raised, record it, and make of it what the client is to be told. On the handler's side.
+
+        Args:
+            error: What was raised.
+
+        Returns:
+            The failure, with an :class:`ErrorResponse` or the exception handler of the author's that answers it.
+        """
+        if isinstance(error, Refusal):  # the payload does not fit its type
+            return Failure(error)
+        self.note(error)
+        if isinstance(error, Exception):
+            handlers = self._scope["route_handler"].resolve_exception_handlers()
+            if (handle := author_exception_handler(error, handlers)) is not None:
+                return Failure(error, handle)
+        status = status_of(error)
+        if status is None:
+            logger.error("The handler raised", exc_info=error)
+            return Failure(error, ErrorResponse(500, encode(ErrorAnswer(message_of(error)))))
+        log = logger.error if status >= 500 else logger.warning
+        log("The handler answered with HTTP status %d", status)
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers_of(error).items()]
+        return Failure(error, ErrorResponse(status, encode({"error": getattr(error, "detail", "")}), headers))
+
+    # -- On the loop that serves it
+
+    async def send(self, message: Message) -> None:
+        """Send an ASGI message of somebody else's response."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.record.status = message["status"]
+            present = {name.lower() for name, _ in message.get("headers", ())}
+            missing = [header for header in self._headers if header[0] not in present]
+            message = {**message, "headers": [*message.get("headers", ()), *missing]}
+        await self._send(message)
+        self.finished = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+    async def value(self, body: bytes, status: int = 200, headers: list[RawHeader] | None = None) -> None:
+        """Answer with one JSON document.
+
+        Args:
+            body: The document.
+            status: The HTTP status.
+            headers: Headers besides its own.
+        """
+        self.started = True
+        self.record.status = status
+        if status in _NO_CONTENT:
+            body = b""
+        own = [_JSON, (b"content-length", b"%d" % len(body)), *self._headers]
+        if headers:
+            own += [header for header in headers if header[0].lower() not in {b"content-type", b"content-length"}]
+        send = self._send
+        gathered = gather(send, len(body))
+        try:
+            await send({"type": "http.response.start", "status": status, "headers": own})
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+        finally:
+            if gathered is not None:
+                gathered.pass_on()
+
+    async def unheard(self) -> None:
+        """End an exchange whose client has left, with the answer that a middleware around it may insist on."""
+        self.record.left = True
+        self.started = True
+        with contextlib.suppress(OSError):
+            await self._send({"type": "http.response.start", "status": CLIENT_CLOSED_REQUEST, "headers": []})
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def stream(
+        self, stream: EventStream, disconnects: DisconnectWatcher, receive: Receive, *, iterate_here: bool
+    ) -> None:
+        """Answer with events, until the last one or until the client goes away.
+
+        Args:
+            stream: The events.
+            disconnects: Tells whether the client leaves.
+            receive: Receives from the client.
+            iterate_here: Whether this task, which ran the handler, is to iterate its generator too.
+        """
+        record = self.record
+        self.kind = "stream"
+        record.mode = "stream"
+        record.status = 200
+
+        def close() -> None:
+            if not stream.ended:
+                record.left = True
+                stream.close()
+
+        disconnects.watch(stream, receive, close)
+        try:
+            if iterate_here and isinstance(stream, AsyncEventStream):
+                self._iterated_here = stream
+                sender = disconnects.callbacks.loop.create_task(self._send_events(stream))
+                await stream.iterate()
+                await sender
+                if self.expired:
+                    await self._end_expired_stream()
+            else:
+                await self._send_events(stream)
+        except OSError:  # the ASGI specification, 2.4, has ``send`` raise it where the client is gone
+            record.left = True
+            logger.info("The client went away while its stream was running")
+        except asyncio.CancelledError:
+            if self.expired:
+                self.resume()
+                await self._end_expired_stream()
+            raise
+        finally:
+            disconnects.unwatch(stream)
+            if not stream.ended:
+                self.list_until(stream)
+
+    async def _send_events(self, stream: EventStream) -> None:
+        send, record = self._send, self.record
+        try:
+            self.started = True
+            await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *self._headers]})
+            if not writes_to_server(send):  # compression holds the head back until it has seen something of the body
+                if self._scope["litestar_app"].compression_config is not None:
+                    # As if it were compressed already: Litestar's compression would hold the events back too.
+                    ScopeState.from_scope(self._scope).is_cached = True
+                await send({"type": "http.response.body", "body": b"", "more_body": True})
+            more = True
+            while more:
+                events, count = await stream.take()
+                more = count > 0 and not stream.ended
+                if not more and self.expired:
+                    return  # with a last event that says why
+                await send({"type": "http.response.body", "body": events, "more_body": more})
+                if count:
+                    record.chunks(count)
+        finally:
+            stream.close()
+
+    async def _end_expired_stream(self) -> None:
+        """End a stream cleanly, with one last event that says why: the service ends, and has waited long enough."""
+        event = encode_events([encode(StreamError(shutting_down().error, "ShuttingDown"))])
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,394 @@
+"""The agent's event loop: one for all async handler code of an app, in a thread of its own."""
+
+import asyncio
+import concurrent.futures
+import heapq
+import logging
+import os
+import selectors
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from functools import partial
+from time import monotonic
+from types import FrameType
+from typing import Any, TypeVarTuple, Unpack
+
+from litestar_agentcore.runtime.callbacks import call_threadsafe
+from litestar_agentcore.runtime.tasks import register_if_tracked
+from litestar_agentcore.runtime.threads import ThreadPool
+from litestar_agentcore.runtime.watchdog import Runner, Watchdog
+
+logger = logging.getLogger(__name__)
+
+Ts = TypeVarTuple("Ts")
+
+THREAD_NAME = "agentcore-loop"
+
+CANCEL_SECONDS = 5.0
+"""How long tasks that are cancelled at the end of a lifespan may take to end."""
+
+
+Cancel = Callable[[], object]
+"""Cancels a coroutine that was spawned."""
+
+
+class _DaemonExecutor(concurrent.futures.Executor):
+    """Serves ``asyncio.to_thread()`` with daemon threads: the interpreter waits for all others before it ends."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPool(min(32, (os.cpu_count() or 1) + 4), "agentcore-to-thread")
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "concurrent.futures.Future[Any]":
+        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def call() -> None:
+            if outcome.set_running_or_notify_cancel():
+                try:
+                    result = fn(*args, **kwargs)
+                except BaseException as error:
+                    outcome.set_exception(error)
+                else:
+                    outcome.set_result(result)
+
+        self._pool.submit(call)
+        return outcome
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._pool.trim()
+
+
+class _Selector(selectors.DefaultSelector):
+    """A selector that tells whether its loop waits or works, and since when, without the loop being asked.
+
+    Args:
+        has_callbacks: Tells whether the loop has callbacks to run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_callbacks: Callable[[], object] = bool
+        self.watchdog: Watchdog | None = None
+        self.waiting = False
+        """Whether the loop has to be woken up for a callback that another thread adds."""
+        self.turn_began = 0.0
+        """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for the files of the loop, for its next timer, or for a callback from another thread."""
+        self.turn_began = 0.0
+        if timeout is None or timeout > 0:
+            # In this order: a thread that adds a callback asks afterwards whether the loop waits.
+            self.waiting = True
+            events = super().select(0 if self.has_callbacks() else timeout)
+            self.waiting = False
+        else:
+            events = super().select(timeout)
+        self.turn_began = monotonic()
+        if (watchdog := self.watchdog) is not None and watchdog.asleep:
+            watchdog.wake()
+        return events
+
+
+class AgentEventLoop(asyncio.SelectorEventLoop):
+    """asyncio's loop, on which callbacks, tasks and timers may be scheduled from any thread.
+
+    asyncio's own loses such a callback, or finds it when something else wakes the loop, since ``Future.set_result()``,
+    ``Task.cancel()`` and ``create_task()`` all end in ``call_soon()``, which does not wake a loop that waits.
+    """
+
+    def __init__(self) -> None:
+        self.turns = _Selector()
+        super().__init__(self.turns)
+        self._callbacks: Any = self._ready  # type: ignore[attr-defined]
+        self.turns.has_callbacks = self._callbacks.__len__
+        self._timers: list[Any] = self._scheduled  # type: ignore[attr-defined]
+        self._default_executor = _DaemonExecutor()
+        self._batching: int | None = None
+        self._waker: asyncio.AbstractEventLoop | None = None
+        self._kept: dict[asyncio.Task[Any], tuple[str, Context]] = {}
+        self._released = False
+        self.thread: threading.Thread | None = None
+        # On the object, since nest_asyncio replaces the methods of the class.
+        self.run_until_complete = _refusing_foreign_threads(weakref.ref(self))  # type: ignore[assignment,method-assign]
+
+    def call_soon(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Call a function in the loop's next turn; from any thread."""
+        self._check_closed()  # type: ignore[attr-defined]
+        if self.get_debug():
+            self._check_callback(callback, "call_soon")  # type: ignore[attr-defined]
+        handle: asyncio.Handle = self._call_soon(callback, args, context)  # type: ignore[attr-defined]
+        if self.turns.waiting:
+            self._wake()
+        return handle
+
+    call_soon_threadsafe = call_soon
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Call a function at a time of the loop's clock; from any thread."""
+        if self._thread_id == threading.get_ident():  # type: ignore[attr-defined]
+            return super().call_at(when, callback, *args, context=context)
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        self.call_soon(self._add_timer, timer)
+        return timer
+
+    def _add_timer(self, timer: Any) -> None:
+        if not timer.cancelled():
+            heapq.heappush(self._timers, timer)
+            timer._scheduled = True  # noqa: SLF001
+
+    def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
+        """Make a task, and keep it until its end: asyncio has but weak references, and handlers forget their tasks."""
+        if options.get("context") is None:
+            options["context"] = copy_context()
+        context = options["context"]
+        task: asyncio.Task[Any] = super().create_task(coro, **options)
+        if not task.done():
+            self._keep(task, getattr(coro, "__qualname__", None) or task.get_name(), context)
+            register_if_tracked(task, coro)
+        return task
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
+        """Make a task from another loop's thread, and wake this loop once that one has run what it had to run.
+
+        To wake a thread is to give up the interpreter's lock; calls that come together had better share one wake-up.
+
+        Args:
+            coroutine: What to run; it handles its own errors.
+            context: The context to run it in.
+            name: What people know it by.
+
+        Returns:
+            The task.
+        """
+        self._batching = threading.get_ident()
+        task = asyncio.Task(coroutine, loop=self, context=context)
+        self._batching = None
+        self._keep(task, name, context)
+        if self.turns.waiting:
+            self._wake_after_turn_of_caller()
+        return task
+
+    def _wake(self) -> None:
+        if self._batching != threading.get_ident():
+            self.turns.waiting = False
+            self._write_to_self()  # type: ignore[attr-defined]
+
+    def _wake_after_turn_of_caller(self) -> None:
+        caller = asyncio._get_running_loop()  # noqa: SLF001 - which does not raise, unlike its public twin
+        if caller is None or caller is self:
+            self._wake()
+        elif self._waker is not caller:
+            self._waker = caller
+            caller.call_soon(self._wake_now)
+
+    def _wake_now(self) -> None:
+        self._waker = None
+        if self.turns.waiting:
+            self._wake()
+
+    def _keep(self, task: "asyncio.Task[Any]", name: str, context: Context) -> None:
+        self._kept[task] = (name, context)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: "asyncio.Task[Any]") -> None:
+        self._kept.pop(task, None)
+        if self._released and not self._kept:
+            self.stop()
+
+    def runs_forever(self) -> None:
+        """Run until :meth:`release`, whatever the code on the loop does to it. The target of the loop's thread."""
+        asyncio.set_event_loop(self)
+        while not self._released or self._kept:
+            try:
+                self.run_forever()
+            except BaseException as error:
+                # SystemExit, say, which asyncio lets through. The tasks of the other sessions go on.
+                if not _is_emptied_queue(error):
+                    logger.exception("A task tried to end the thread of the agent's event loop, which goes on")
+            else:
+                if not self._released:
+                    logger.warning("A handler stopped the agent's event loop, which goes on")
+        self.close()
+
+    def release(self) -> None:
+        """End the thread and close the loop once no task is left on it; from any thread."""
+        self._released = True
+        self.call_soon(self._stop_if_idle)
+
+    def _stop_if_idle(self) -> None:
+        if not self._kept:
+            self.stop()
+
+    @property
+    def turn_began(self) -> float:
+        """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
+        return self.turns.turn_began
+
+    def runner(self) -> Runner:
+        """What the loop runs in its present turn; asked from another thread, by the watchdog."""
+        thread = self.thread
+        frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None  # noqa: SLF001
+        if (task := asyncio.current_task(self)) is not None:
+            name, context = self._kept.get(task) or (task.get_name(), None)
+            return Runner(task, name, context, frame)
+        handle = _handle_of(frame)
+        return Runner(handle, "a callback", getattr(handle, "_context", None), frame)
+
+
+def _handle_of(frame: FrameType | None) -> object:
+    """The callback that a loop runs, found in the frame that runs it: asyncio keeps it nowhere else."""
+    while frame is not None:
+        if frame.f_code is asyncio.Handle._run.__code__:  # noqa: SLF001
+            return frame.f_locals.get("self")
+        frame = frame.f_back
+    return None
+
+
+def _refusing_foreign_threads(reference: "weakref.ref[AgentEventLoop]") -> Callable[[Any], Any]:
+    def run_until_complete(future: Any) -> Any:
+        loop: Any = reference()
+        if loop._thread_id in (None, threading.get_ident()):  # noqa: SLF001
+            return type(loop).run_until_complete(loop, future)
+        if asyncio.iscoroutine(future):
+            future.close()
+        raise RuntimeError(
+            "The agent's event loop runs in another thread and cannot be run from this one. An async handler without"
+            " an await runs in a thread of the pool: await what it wants to run, or make it a plain function"
+        )
+
+    return run_until_complete
+
+
+def _is_emptied_queue(error: BaseException) -> bool:
+    """Tell what a nested run of the loop (nest_asyncio) leaves to the turn around it: it ran that turn's callbacks."""
+    if not isinstance(error, IndexError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code is asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+class AgentLoop:
+    """The one loop of an app for async handler code. Made on first use, and kept as long as the app.
+
+    Args:
+        stall_seconds: How long something may hold the loop before the log names it, in seconds.
+        on_stall: Called for each time that something holds the loop longer than that, on the watchdog's thread.
+    """
+
+    def __init__(self, stall_seconds: float, on_stall: Callable[[], object]) -> None:
+        self._stall_seconds = stall_seconds
+        self._on_stall = on_stall
+        self._lock = threading.Lock()
+        self._loop: AgentEventLoop | None = None
+
+    @property
+    def loop(self) -> AgentEventLoop:
+        """The loop, which runs."""
+        return self._loop or self._start()
+
+    def _start(self) -> AgentEventLoop:
+        with self._lock:
+            if self._loop is None:
+                loop = AgentEventLoop()
+                watchdog = loop.turns.watchdog = Watchdog(loop, self._stall_seconds, self._on_stall)
+                loop.thread = threading.Thread(target=loop.runs_forever, name=THREAD_NAME, daemon=True)
+                loop.thread.start()
+                # Neither thread knows the app, so that one that nobody knows any more takes its threads along.
+                weakref.finalize(self, _release, loop, watchdog).atexit = False
+                self._loop = loop
+            return self._loop
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Cancel:
+        """Run a coroutine on the loop; from any thread.
+
+        Args:
+            coroutine: What to run; it handles its own errors.
+            context: The context to run it in.
+            name: What people know it by.
+
+        Returns:
+            What cancels it, from any thread.
+        """
+        loop = self._loop or self._start()
+        return partial(loop.call_soon, loop.spawn(coroutine, context, name).cancel)
+
+    @property
+    def lag(self) -> float:
+        """For how many seconds the loop has not turned; 0 where it waits for something to do."""
+        began = self._loop.turns.turn_began if self._loop is not None else 0.0
+        return max(monotonic() - began, 0.0) if began else 0.0
+
+    async def turn(self, seconds: float) -> bool:
+        """Wait until the loop has run all that was scheduled on it, tasks' first steps included; from another loop.
+
+        Args:
+            seconds: How long to wait.
+
+        Returns:
+            False where it took longer: something holds the loop.
+        """
+        loop = self._loop
+        if loop is None:
+            return True
+        turned = asyncio.Event()
+        # Twice: what the first turn runs may schedule the first step of a task, which belongs to it.
+        loop.call_soon(loop.call_soon, call_threadsafe, asyncio.get_running_loop(), turned.set)
+        try:
+            async with asyncio.timeout(seconds):
+                await turned.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def cancel_all(self) -> None:
+        """Cancel what runs on the loop, and wait a few seconds for it to end. Blocks; from another thread."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        loop.call_soon(lambda: loop.create_task(_cancel_all(ended)))
+        began = loop.turns.turn_began
+        held = began and monotonic() - began > self._stall_seconds
+        try:
+            ended.result(0.1 if held else CANCEL_SECONDS + 1)
+        except TimeoutError:
+            logger.warning("The agent's event loop is still held by a handler that blocks it")
+
+
+def _release(loop: AgentEventLoop, watchdog: Watchdog) -> None:
+    watchdog.stop()
+    loop.release()
+
+
+async def _cancel_all(ended: "concurrent.futures.Future[None]") -> None:
+    try:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            if not task.cancelling():  # else it has been told, and is tidying up
+                task.cancel()
+        if left:
+            _, stuck = await asyncio.wait(left, timeout=CANCEL_SECONDS)
+            for task in stuck:
+                logger.warning("A task did not end when it was cancelled: %r", task)
+    finally:
+        ended.set_result(None)
+
+
+_inline_tasks: set[asyncio.Task[None]] = set()
+"""Kept until their end: asyncio itself has but weak references."""
+
+
+def spawn_inline(coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Cancel:
+    """Run a coroutine on the running loop, for handlers that are trusted never to block it; see ``AgentLoop.spawn``."""
+    task = asyncio.get_running_loop().create_task(coroutine, name=name, context=context)
+    _inline_tasks.add(task)
+    task.add_done_callback(_inline_tasks.discard)
+    return task.cancel
