@@ -33,8 +33,7 @@ class Runtime(msgspec.Struct, frozen=True):
     @property
     def environment(self) -> dict[str, str]:
         foreign = ("AGENTCORE_", "PYTEST_", "PYTHON", "DOCKER_CONTAINER", "KUBERNETES_")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        return inherited if self.is_reference else {**inherited, "PYTHONPATH": str(ROOT)}
+        return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
     def write_agent(self, template: Path, directory: Path) -> Path:
         source = template.read_text()

@@ -152,10 +152,10 @@ def app_run(module: str, port: int) -> list[str]:
 
 
 @contextmanager
-def run(command: Sequence[str], port: int) -> Iterator[ServerProcess]:
+def run(command: Sequence[str], port: int, cwd: Path = ROOT) -> Iterator[ServerProcess]:
     """Run a command that serves an agent, from the root of the repository, until the test is through with it."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
+        process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=stderr)
         server = ServerProcess(port, process, stderr)
         try:
             _wait_for_ping(server)

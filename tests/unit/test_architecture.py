@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from importlib.util import resolve_name
@@ -106,3 +107,9 @@ def public_things(module: str) -> Iterator[tuple[str, str | None]]:
 def test_all_that_is_public_has_a_docstring(module: str) -> None:
     assert importlib.import_module(module).__doc__
     assert [name for name, documentation in public_things(module) if not documentation] == []
+
+
+def test_each_package_is_loaded_under_its_own_name_alone() -> None:
+    # From the repository's root the directories around the packages could be imported as packages too.
+    copies = [name for name in sys.modules if within(name, "service", "telemetry")]
+    assert copies == []

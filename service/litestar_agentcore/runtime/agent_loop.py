@@ -32,6 +32,9 @@ CANCEL_SECONDS = 5.0
 """How long tasks that are cancelled at the end of a lifespan may take to end."""
 
 
+IDLE_LOOK_SECONDS = 5.0
+"""How often it is asked whether the last task of a loop that no app uses any more has ended."""
+
 Cancel = Callable[[], object]
 """Cancels a coroutine that was spawned."""
 
@@ -61,12 +64,17 @@ class _DaemonExecutor(concurrent.futures.Executor):
         self._pool.trim()
 
 
-class _Selector(selectors.DefaultSelector):
-    """A selector that tells whether its loop waits or works, and since when, without the loop being asked.
+class _HandlerTask(asyncio.Task[None]):
+    """A task that the watchdog can name, and log in the context of."""
 
-    Args:
-        has_callbacks: Tells whether the loop has callbacks to run.
-    """
+    __slots__ = ("context", "handler")
+
+    handler: str
+    context: Context
+
+
+class _Selector(selectors.DefaultSelector):
+    """A selector that tells whether its loop waits or works, and since when, without the loop being asked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,8 +117,8 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         self._default_executor = _DaemonExecutor()
         self._batching: int | None = None
         self._waker: asyncio.AbstractEventLoop | None = None
-        self._kept: dict[asyncio.Task[Any], tuple[str, Context]] = {}
-        self._released = False
+        self._started: dict[asyncio.Task[Any], Context] = {}
+        self._ended = False
         self.thread: threading.Thread | None = None
         # On the object, since nest_asyncio replaces the methods of the class.
         self.run_until_complete = _refusing_foreign_threads(weakref.ref(self))  # type: ignore[assignment,method-assign]
@@ -148,10 +156,10 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         """Make a task, and keep it until its end: asyncio has but weak references, and handlers forget their tasks."""
         if options.get("context") is None:
             options["context"] = copy_context()
-        context = options["context"]
         task: asyncio.Task[Any] = super().create_task(coro, **options)
         if not task.done():
-            self._keep(task, getattr(coro, "__qualname__", None) or task.get_name(), context)
+            self._started[task] = options["context"]
+            task.add_done_callback(self._started.pop)
             register_if_tracked(task, coro)
         return task
 
@@ -169,9 +177,9 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
             The task.
         """
         self._batching = threading.get_ident()
-        task = asyncio.Task(coroutine, loop=self, context=context)
+        task = _HandlerTask(coroutine, loop=self, context=context)
         self._batching = None
-        self._keep(task, name, context)
+        task.handler, task.context = name, context
         if self.turns.waiting:
             self._wake_after_turn_of_caller()
         return task
@@ -194,19 +202,10 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         if self.turns.waiting:
             self._wake()
 
-    def _keep(self, task: "asyncio.Task[Any]", name: str, context: Context) -> None:
-        self._kept[task] = (name, context)
-        task.add_done_callback(self._forget)
-
-    def _forget(self, task: "asyncio.Task[Any]") -> None:
-        self._kept.pop(task, None)
-        if self._released and not self._kept:
-            self.stop()
-
     def runs_forever(self) -> None:
-        """Run until :meth:`release`, whatever the code on the loop does to it. The target of the loop's thread."""
+        """Run until :meth:`end_when_idle`, whatever the code on the loop does to it, in the loop's thread."""
         asyncio.set_event_loop(self)
-        while not self._released or self._kept:
+        while not self._ended:
             try:
                 self.run_forever()
             except BaseException as error:
@@ -214,17 +213,16 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
                 if not _is_emptied_queue(error):
                     logger.exception("A task tried to end the thread of the agent's event loop, which goes on")
             else:
-                if not self._released:
+                if not self._ended:
                     logger.warning("A handler stopped the agent's event loop, which goes on")
         self.close()
 
-    def release(self) -> None:
-        """End the thread and close the loop once no task is left on it; from any thread."""
-        self._released = True
-        self.call_soon(self._stop_if_idle)
-
-    def _stop_if_idle(self) -> None:
-        if not self._kept:
+    def end_when_idle(self) -> None:
+        """End the thread and close the loop once no task is left on it."""
+        if asyncio.all_tasks(self):
+            self.call_later(IDLE_LOOK_SECONDS, self.end_when_idle)
+        else:
+            self._ended = True
             self.stop()
 
     @property
@@ -237,8 +235,10 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         thread = self.thread
         frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None  # noqa: SLF001
         if (task := asyncio.current_task(self)) is not None:
-            name, context = self._kept.get(task) or (task.get_name(), None)
-            return Runner(task, name, context, frame)
+            if isinstance(task, _HandlerTask):
+                return Runner(task, task.handler, task.context, frame)
+            name = getattr(task.get_coro(), "__qualname__", None) or task.get_name()
+            return Runner(task, name, self._started.get(task), frame)
         handle = _handle_of(frame)
         return Runner(handle, "a callback", getattr(handle, "_context", None), frame)
 
@@ -365,7 +365,7 @@ class AgentLoop:
 
 def _release(loop: AgentEventLoop, watchdog: Watchdog) -> None:
     watchdog.stop()
-    loop.release()
+    loop.call_soon(loop.end_when_idle)
 
 
 async def _cancel_all(ended: "concurrent.futures.Future[None]") -> None:

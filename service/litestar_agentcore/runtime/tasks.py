@@ -47,7 +47,7 @@ class ActiveTask(msgspec.Struct, eq=False):
 
     def expire(self) -> None:
         """Count it as lost and cancel it: the service's time to shut down is over."""
-        if not self.registry.lose(self.task_id):
+        if not self.registry.finish(self.task_id, "lost"):
             return
         token = current_request.set(self.values)
         logger.warning(
@@ -116,23 +116,22 @@ class TaskRegistry:
         Returns:
             False, after a warning in the log, where no such task is active.
         """
-        if self._finish(task_id, "completed"):
+        if self.finish(task_id, "completed"):
             return True
         logger.warning("Task %s cannot be completed: no such task is active", task_id)
         return False
 
-    def lose(self, task_id: int) -> bool:
-        """Count a task as lost, because the service ends.
+    def finish(self, task_id: int, outcome: TaskOutcome, error: BaseException | None = None) -> bool:
+        """Count a task as ended.
 
         Args:
-            task_id: What :meth:`add` returned.
+            task_id: Which one.
+            outcome: How it ended.
+            error: What it raised, if anything.
 
         Returns:
-            False where it has ended meanwhile.
+            False where it has ended before.
         """
-        return self._finish(task_id, "lost")
-
-    def _finish(self, task_id: int, outcome: TaskOutcome, error: BaseException | None = None) -> bool:
         with self._lock:
             task = self._active.pop(task_id, None)
             last = task is not None and not self._active
@@ -160,25 +159,16 @@ class TaskRegistry:
         return {"active_count": len(jobs), "running_jobs": jobs}
 
     def register(self, runner: "asyncio.Task[Any]", name: str) -> None:
-        """Count an asyncio task as active from the moment when it is made.
-
-        Args:
-            runner: The task, which has not begun.
-            name: What people will know it by.
-        """
+        """Count an asyncio task as active before it has begun."""
         self._not_begun[runner] = self._add(name, None, runner)
         runner.add_done_callback(self._forget)
 
     def _forget(self, runner: "asyncio.Task[Any]") -> None:
         if (task := self._not_begun.pop(runner, None)) is not None:  # it was cancelled before its first step
-            self._finish(task.task_id, "failed", asyncio.CancelledError())
+            self.finish(task.task_id, "failed", asyncio.CancelledError())
 
     def begin(self, name: str) -> ActiveTask:
-        """Count the function that begins in the current asyncio task, unless :meth:`register` has done so.
-
-        Args:
-            name: What people will know it by.
-        """
+        """Count what begins in the current asyncio task, unless :meth:`register` has done so."""
         runner = asyncio.current_task()
         task = self._not_begun.pop(runner, None) if runner is not None else None
         return task or self._add(name, None, runner)
@@ -200,17 +190,6 @@ class TaskRegistry:
             raise ValueError(f"@async_task can only be applied to async functions, and {name!r} is none")
         return _tracked(self, name, function)
 
-    def finish(self, task: ActiveTask, error: BaseException | None) -> None:
-        """Count a task as completed or failed.
-
-        Args:
-            task: The task.
-            error: What it raised, if anything.
-        """
-        if isinstance(error, Exception):
-            logger.error("Async task %s failed", task.name, exc_info=error)
-        self._finish(task.task_id, "completed" if error is None else "failed", error)
-
 
 def _tracked(
     registry: TaskRegistry, name: str, function: Callable[P, Awaitable[R]]
@@ -219,14 +198,17 @@ def _tracked(
     async def tracked(*args: P.args, **kwargs: P.kwargs) -> R:
         task = registry.begin(name)
         token = task.record.activate() if task.record is not None else None
-        error: BaseException | None = None
         try:
-            return await function(*args, **kwargs)
-        except BaseException as raised:
-            error = raised
+            result = await function(*args, **kwargs)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                logger.exception("Async task %s failed", name)
+            registry.finish(task.task_id, "failed", error)
             raise
+        else:
+            registry.finish(task.task_id, "completed")
+            return result
         finally:
-            registry.finish(task, error)
             if task.record is not None:
                 task.record.deactivate(token)
 
@@ -239,12 +221,7 @@ _TRACKED_CODE = next(
 
 
 def register_if_tracked(runner: "asyncio.Task[Any]", coroutine: Any) -> None:
-    """Count an asyncio task as active if what it runs was wrapped by :meth:`TaskRegistry.track`.
-
-    Args:
-        runner: The task.
-        coroutine: What it runs.
-    """
+    """Count an asyncio task as active if the coroutine that it runs was wrapped by :meth:`TaskRegistry.track`."""
     # The code is one for all that is wrapped; whose registry and name it is stands in the closure.
     if getattr(coroutine, "cr_code", None) is _TRACKED_CODE and inspect.getcoroutinestate(coroutine) == "CORO_CREATED":
         closure = coroutine.cr_frame.f_locals
