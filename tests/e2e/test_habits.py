@@ -8,8 +8,11 @@ reference runtime as well. ``HABITS_EXAMPLES`` says how many schedules are to be
 import asyncio
 import json
 import os
+import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +28,8 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.deadline import deadline
 from tests.e2e.runtimes import HERE, OURS, Runtime, free_ports
+from tests.integration.server import free_port
+from tests.integration.server import run as serve
 
 AGENT = HERE / "habits" / "agent.py.txt"
 NAMES = ("async", "without await", "generator", "plain", "socket")
@@ -331,3 +336,33 @@ def test_both_runtimes_answer_the_same_whoever_blocks_awaits_or_leaves(
             assert on_ours == on_theirs, session
             assert on_theirs.status != "hung", session
         assert our_audits == their_audits == dict.fromkeys(our_audits, ALL_IS_WELL)
+
+
+# -- What others feel of a handler that blocks ----------------------------------------------------------------------
+
+
+def test_probes_scrapes_and_plain_handlers_feel_nothing_of_an_async_handler_that_blocks() -> None:
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "tests.integration.agents.habits",
+        "plain_function_that_may_block_the_loop",
+        str(port),
+    ]
+    latencies: dict[str, list[float]] = {"GET /ping": [], "GET /ready": [], "GET /metrics": [], "POST /invocations": []}
+    with deadline(60), serve(command, port) as server, server.client() as client, ThreadPoolExecutor(1) as threads:
+        blocked = threads.submit(httpx.post, f"{server.url}/invocations", json=5, timeout=SECONDS, trust_env=False)
+        time.sleep(0.2)
+        end = time.monotonic() + 4.5
+        while time.monotonic() < end:
+            for request, seconds in latencies.items():
+                method, path = request.split()
+                began = time.monotonic()
+                response = client.request(method, path, json=0 if method == "POST" else None)
+                seconds.append(time.monotonic() - began)
+                assert response.status_code == 200
+        assert not blocked.done(), "the handler did not block for as long as was measured"
+        assert blocked.result().json() == "blocked"
+    for request, seconds in latencies.items():
+        assert sorted(seconds)[int(0.99 * len(seconds))] < 0.02, request

@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tests.deadline import deadline
@@ -160,19 +161,20 @@ def ping(server: ServerProcess) -> str:
 
 
 @pytest.mark.parametrize(
-    ("primitive", "answers", "afterwards"),
+    ("primitive", "answers", "afterwards", "isolation"),
     [
-        ("module_lock", [0, 1, 2, 3], [5, 4]),
-        ("module_semaphore", [0, 1, 2, 3], [5, 4]),
-        ("module_event", [0, 1, 2, 3], [5, 4]),
-        ("module_condition", [0, 1, 2, 3], [5, 4]),
-        ("module_queue", [1, 1, 3, 3], [5, 5]),
+        ("module_lock", [0, 1, 2, 3], [5, 4], "isolated"),
+        ("module_lock", [0, 1, 2, 3], [5, 4], "inline"),
+        ("module_semaphore", [0, 1, 2, 3], [5, 4], "isolated"),
+        ("module_event", [0, 1, 2, 3], [5, 4], "isolated"),
+        ("module_condition", [0, 1, 2, 3], [5, 4], "isolated"),
+        ("module_queue", [1, 1, 3, 3], [5, 5], "isolated"),
     ],
 )
 def test_a_primitive_of_the_module_is_shared_by_calls_that_block(
-    primitive: str, answers: list[int], afterwards: list[int]
+    primitive: str, answers: list[int], afterwards: list[int], isolation: str
 ) -> None:
-    with serving(primitive) as server:
+    with serving(primitive, AGENTCORE_HANDLER_ISOLATION=isolation) as server:
         outcomes = overlapping(server, [0, 1, 2, 3])
         assert sorted(outcomes) == [(200, answer) for answer in answers]
         assert [call(server, payload) for payload in (5, 4)] == [(200, answer) for answer in afterwards]
@@ -213,17 +215,39 @@ def test_a_connection_of_the_module_is_shared_by_calls_that_block() -> None:
         assert_untroubled(server)
 
 
+def test_a_subprocess_of_the_module_is_shared_by_calls_that_block() -> None:
+    with serving("module_subprocess") as server:
+        assert overlapping(server, list("abcdef"), apart=0.05) == [(200, letter) for letter in "abcdef"]
+        assert_untroubled(server)
+
+
 # -- Streams that a task feeds -----------------------------------------------------------------------------------------
 
-STREAMING = ["streaming_queue", "streaming_queue_after_an_await", "streaming_queue_and_its_task"]
 
-
-@pytest.mark.parametrize("name", STREAMING)
-def test_a_task_that_blocks_feeds_the_stream_that_its_handler_returned(name: str) -> None:
-    with serving(name) as server:
+@pytest.mark.parametrize(
+    ("name", "isolation"),
+    [
+        ("streaming_queue", "isolated"),
+        ("streaming_queue_after_an_await", "isolated"),
+        ("streaming_queue_after_an_await", "inline"),
+        ("streaming_queue_and_its_task", "isolated"),
+    ],
+)
+def test_a_task_that_blocks_feeds_the_stream_that_its_handler_returned(name: str, isolation: str) -> None:
+    with serving(name, AGENTCORE_HANDLER_ISOLATION=isolation) as server:
         assert [call(server, {}) for _ in range(3)] == [(200, [0, 1, 2])] * 3
         assert overlapping(server, [{}] * 4) == [(200, [0, 1, 2])] * 4
         assert_untroubled(server)
+
+
+def test_a_stream_that_blocks_between_its_yields_sends_each_event_at_once() -> None:
+    with serving("blocks_between_yields") as server, server.client() as client:
+        began = time.monotonic()
+        with client.stream("POST", "/invocations", json={}) as response:
+            arrivals = [time.monotonic() - began for line in response.iter_lines() if line]
+        assert len(arrivals) == 4
+        assert arrivals[0] < 0.4
+        assert arrivals[1] < 0.8
 
 
 # -- What is open across yields ----------------------------------------------------------------------------------------
@@ -231,8 +255,9 @@ def test_a_task_that_blocks_feeds_the_stream_that_its_handler_returned(name: str
 OPEN = ["cancel scope", "task group", "timeout", "span", "variable"]
 
 
-def test_a_stream_whose_first_event_the_handler_pulled_ends_where_it_began() -> None:
-    with serving("first_event_pulled") as server:
+@pytest.mark.parametrize("isolation", ["isolated", "inline"])
+def test_a_stream_whose_first_event_the_handler_pulled_ends_where_it_began(isolation: str) -> None:
+    with serving("first_event_pulled", AGENTCORE_HANDLER_ISOLATION=isolation) as server:
         for kind in OPEN:
             assert call(server, {"open": kind}) == (200, [1, 2, 3]), kind
         assert overlapping(server, [{"open": kind} for kind in OPEN], apart=0.01) == [(200, [1, 2, 3])] * len(OPEN)
@@ -296,29 +321,37 @@ def test_a_shutdown_names_a_handler_whose_client_has_left() -> None:
 
 # -- WebSockets that are not waited for --------------------------------------------------------------------------------
 
-POLLED = ["socket_polled_with_wait_for", "socket_polled_with_timeout", "socket_polled_with_a_cancel_scope"]
 
-
-def dial(server: ServerProcess) -> ClientConnection:
+def dial(server: ServerProcess, **options: Any) -> ClientConnection:
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
     connection.settimeout(PATIENCE)
     connection.connect(("127.0.0.1", server.port))
-    return connect(
+    client: ClientConnection = connect(
         f"ws://127.0.0.1:{server.port}/ws",
         sock=connection,
         open_timeout=PATIENCE,
         close_timeout=PROMPT,
         max_size=None,
         max_queue=1,
+        **options,
     )
+    return client
 
 
-@pytest.mark.parametrize("name", POLLED)
-def test_no_message_is_lost_where_the_handler_polls(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "isolation"),
+    [
+        ("socket_polled_with_wait_for", "isolated"),
+        ("socket_polled_with_timeout", "isolated"),
+        ("socket_polled_with_timeout", "inline"),
+        ("socket_polled_with_a_cancel_scope", "isolated"),
+    ],
+)
+def test_no_message_is_lost_where_the_handler_polls(name: str, isolation: str) -> None:
     messages = [str(number) for number in range(3000)] + ["the end"]
     pause = random.Random(0)
-    with serving(name) as server, dial(server) as client:
+    with serving(name, AGENTCORE_HANDLER_ISOLATION=isolation) as server, dial(server) as client:
         for message in messages:
             client.send(message)
             time.sleep(pause.uniform(0, 0.002))
@@ -342,6 +375,25 @@ def test_a_send_that_is_given_up_sends_its_whole_message_or_nothing_and_in_order
         assert received == sorted(set(received))
         assert set(json.loads(message)) <= set(received)
         assert_untroubled(server)
+
+
+def test_a_client_to_whom_nobody_listens_is_not_read() -> None:
+    sent: list[int] = []
+
+    def send(client: ClientConnection) -> None:
+        with suppress(ConnectionClosed):
+            while len(sent) < 500:
+                client.send("x" * 100_000)
+                sent.append(100_000)
+
+    with serving("socket_that_does_not_listen") as server, dial(server, compression=None) as client:
+        assert client.recv(PATIENCE) == "hello"
+        sending = threading.Thread(target=send, args=(client,), daemon=True)
+        sending.start()
+        sending.join(2)
+        assert sending.is_alive(), f"{sum(sent)} bytes wait for a handler that does not ask for them"
+        client.socket.shutdown(socket.SHUT_RDWR)
+        sending.join(PATIENCE)
 
 
 def wakeups(server: ServerProcess) -> int:
@@ -396,10 +448,12 @@ def closed_in(server: ServerProcess) -> list[int]:
     return sorted(what[1] for what in noted(server) if what[0] == "closed")
 
 
-@pytest.mark.parametrize("name", RETURNING)
-def test_a_plain_generator_runs_in_one_thread_to_its_end(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "isolation"), [*((name, "isolated") for name in RETURNING), ("coroutine_returning_it", "inline")]
+)
+def test_a_plain_generator_runs_in_one_thread_to_its_end(name: str, isolation: str) -> None:
     threads: list[int] = []
-    with serving(name) as server:
+    with serving(name, AGENTCORE_HANDLER_ISOLATION=isolation) as server:
         for keeps in KEEPING:
             for status, events in [
                 call(server, {"keeps": keeps, "rows": 300}),
@@ -578,6 +632,11 @@ def test_a_busy_pool_of_forked_processes_can_be_terminated() -> None:
         stop(server)
 
 
+def test_a_forked_process_runs_a_loop_of_its_own() -> None:
+    with serving("forks_a_process_with_a_loop") as server:
+        assert [call(server, {}) for _ in range(2)] == [(200, 0)] * 2
+
+
 def test_a_forked_process_sends_its_own_spans() -> None:
     with (
         otlp_sink() as sink,
@@ -700,7 +759,7 @@ def test_a_shutdown_right_after_the_answer_waits_for_the_task_every_time() -> No
         assert list(threads.map(once, range(20))) == [[["researched"]]] * 20
 
 
-# -- Without await -----------------------------------------------------------------------------------------------------
+# -- What blocks -----------------------------------------------------------------------------------------------------
 
 
 def test_sessions_that_block_without_an_await_do_not_wait_for_one_another() -> None:

@@ -105,6 +105,19 @@ async def module_connection(payload: dict[str, int]) -> str:
     return answer.decode().strip()
 
 
+async def module_subprocess(text: str) -> str:
+    """As servers of tools are spoken with."""
+    async with lock:
+        if not connection:
+            pipe = asyncio.subprocess.PIPE
+            connection.append(await asyncio.create_subprocess_exec("cat", stdin=pipe, stdout=pipe))
+        time.sleep(0.1)
+        connection[0].stdin.write(f"{text}\n".encode())
+        await connection[0].stdin.drain()
+        answer: bytes = await connection[0].stdout.readline()
+    return answer.decode().strip()
+
+
 # -- Streams that a task feeds -----------------------------------------------------------------------------------------
 
 
@@ -154,6 +167,12 @@ async def streaming_queue_and_its_task(payload: Any) -> Any:
         await task
 
     return stream()
+
+
+async def blocks_between_yields(payload: Any) -> AsyncIterator[int]:
+    for number in range(4):
+        yield number
+        time.sleep(0.4)
 
 
 # -- What is open across yields ----------------------------------------------------------------------------------------
@@ -305,6 +324,12 @@ async def socket_whose_sends_are_given_up(websocket: Any, context: Any) -> None:
     await websocket.send_text(json.dumps(sent))
 
 
+async def socket_that_does_not_listen(websocket: Any, context: Any) -> None:
+    await websocket.accept()
+    await websocket.send_text("hello")
+    await asyncio.sleep(60)
+
+
 async def socket_that_is_idle(websocket: Any, context: Any) -> None:
     await websocket.accept()
     await websocket.send_text("hello")
@@ -450,6 +475,20 @@ def forks_a_pool(payload: Any) -> str:
     for process in processes:
         process.kill()
     return "it hangs" if hangs else "terminated"
+
+
+def run_a_loop() -> None:
+    if asyncio.run(inner()) != "inner":
+        sys.exit(1)
+
+
+async def forks_a_process_with_a_loop(payload: Any) -> int | None:
+    child = fork_context().Process(target=run_a_loop)
+    child.start()
+    await asyncio.to_thread(child.join, 5)
+    exit_code: int | None = child.exitcode
+    child.kill()
+    return exit_code
 
 
 def record_a_span() -> None:
@@ -601,12 +640,22 @@ async def begins_nothing(payload: Any) -> str:
     return "not begun"
 
 
-# -- Without await -----------------------------------------------------------------------------------------------------
+# -- What blocks -----------------------------------------------------------------------------------------------------
 
 
 async def blocks_without_await(payload: float) -> str:
     time.sleep(payload)
     return "done"
+
+
+async def block(seconds: float) -> str:
+    await asyncio.sleep(0)
+    time.sleep(seconds)
+    return "blocked"
+
+
+def plain_function_that_may_block_the_loop(payload: float) -> Any:
+    return block(payload) if payload else "hello"
 
 
 def main(name: str, port: int) -> None:
