@@ -191,8 +191,9 @@ def test_an_http_client_of_the_module_is_shared_by_calls_that_block() -> None:
 
 class Echo(socketserver.StreamRequestHandler):
     def handle(self) -> None:
-        for line in self.rfile:
-            self.wfile.write(line)
+        with suppress(ConnectionError):  # the agent's process is killed
+            for line in self.rfile:
+                self.wfile.write(line)
 
 
 @contextmanager
@@ -418,11 +419,11 @@ def test_an_idle_websocket_wakes_nobody_up() -> None:
     with serving("socket_that_is_idle") as server:
         with dial(server) as client:
             assert client.recv(PATIENCE) == "hello"
-        without = wakeups_in(server, 3)
+        without = wakeups_in(server, 2)
         with dial(server) as client:
             assert client.recv(PATIENCE) == "hello"
-            within = wakeups_in(server, 3)
-        assert within - without < 15, f"{within} wake-ups in 3 s, and {without} without a WebSocket"
+            within = wakeups_in(server, 2)
+        assert within - without < 15, f"{within} wake-ups in 2 s, and {without} without a WebSocket"
 
 
 # -- Plain generators --------------------------------------------------------------------------------------------------

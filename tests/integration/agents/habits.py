@@ -423,7 +423,7 @@ async def exits_in_a_task(payload: str) -> Any:
 
 class SlowToTellError(Exception):
     def __str__(self) -> str:
-        time.sleep(1.5)
+        time.sleep(0.8)
         return "at last"
 
 
