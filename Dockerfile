@@ -15,10 +15,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 WORKDIR /src
 RUN python -m venv /opt/venv && python -m venv --without-pip /opt/build
 # Only wheels, and only those whose hashes are known: no compiler, and no code of a dependency's runs here.
-COPY requirements.txt requirements-build.txt ./
-RUN /opt/venv/bin/pip install --require-hashes --only-binary=:all: --no-compile --requirement requirements.txt \
+COPY requirements/runtime.txt requirements/build.txt requirements/
+RUN /opt/venv/bin/pip install --require-hashes --only-binary=:all: --no-compile --requirement requirements/runtime.txt \
     && /opt/venv/bin/pip --python /opt/build/bin/python install --require-hashes --only-binary=:all: \
-        --requirement requirements-build.txt
+        --requirement requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY telemetry telemetry

@@ -16,10 +16,10 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := run
 .PHONY: run test lint types e2e bench dashboards lock clean
 
-$(INSTALLED): requirements-dev.txt pyproject.toml
+$(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -40,8 +40,8 @@ types: $(INSTALLED)
 e2e: $(VENV)/.installed-e2e
 	$(BIN)/python -m pytest tests/e2e
 
-$(VENV)/.installed-e2e: $(INSTALLED) requirements-e2e.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-e2e.txt
+$(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/e2e.txt
 	@touch $@
 
 # A quarter of an hour: every candidate, load and number of connections, five rounds each.
@@ -57,13 +57,13 @@ lock:
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-		pyproject.toml --output-file requirements.txt
+		pyproject.toml --output-file requirements/runtime.txt
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements.txt \
-		--extra tests --extra typing --extra build pyproject.toml --output-file requirements-dev.txt
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/runtime.txt \
+		--extra tests --extra typing --extra build pyproject.toml --output-file requirements/dev.txt
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements-dev.txt \
-		--extra tests --extra e2e pyproject.toml --output-file requirements-e2e.txt
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/dev.txt \
+		--extra tests --extra e2e pyproject.toml --output-file requirements/e2e.txt
 
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
@@ -74,8 +74,8 @@ lock:
 		tests/benchmarks/peer.in --output-file tests/benchmarks/requirements-peer.txt
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 		| .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements-dev.txt \
-		--output-file requirements-build.txt -
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/dev.txt \
+		--output-file requirements/build.txt -
 
 clean:
 	rm -rf .venv .venv-* .npm-peer .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -214,7 +214,7 @@ class Answer(Running):
                 record.left = True
                 stream.close()
 
-        disconnects.watch(stream, receive, close)
+        disconnects.watch(self, receive, close)
         try:
             if iterate_here and isinstance(stream, AsyncEventStream):
                 self._iterated_here = stream
@@ -234,7 +234,7 @@ class Answer(Running):
                 await self._end_expired_stream()
             raise
         finally:
-            disconnects.unwatch(stream)
+            disconnects.unwatch(self)
             if not stream.ended:
                 self.list_until(stream)
 

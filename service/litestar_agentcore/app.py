@@ -4,13 +4,13 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from agentcore_telemetry.logs import server_level
+from agentcore_telemetry.log_handlers import server_level
 from litestar import Litestar
 from litestar.openapi import OpenAPIConfig
 
@@ -18,7 +18,7 @@ from litestar_agentcore.authoring import AgentAuthoring, AnyFunction
 from litestar_agentcore.controllers.invocations import PATH as INVOCATIONS
 from litestar_agentcore.controllers.invocations import FastPath
 from litestar_agentcore.errors import exception_handlers
-from litestar_agentcore.plugin import AgentCorePlugin
+from litestar_agentcore.plugin import APP_LOGGER, AgentCorePlugin
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
@@ -41,7 +41,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
     """
 
     logger: logging.Logger
-    """A logger for the author's own lines."""
+    """A logger for the author's own lines; they reach standard error whatever the root logger has."""
 
     def __init__(
         self,
@@ -65,15 +65,20 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             middleware=[_litestar_middleware(entry) for entry in middleware or ()],
             **options,
         )
-        self._plugin.reform_server_lines()
-        if litestar_options.get("logging_config") is None:
+        if self.logging_config is None:
             self.get_logger = logging.getLogger
-            self.logger = logging.getLogger(__name__)
-            if self.logger.level == logging.NOTSET:
-                self.logger.setLevel(logging.DEBUG if debug else logging.INFO)
+            self.logger = self._plugin.log_setup.configure_logger(APP_LOGGER, debug)
+
+    @property
+    def handlers(self) -> Mapping[str, Callable[..., Any]]:  # noqa: D102 - inherited
+        return self._plugin.handlers
+
+    handlers.__doc__ = AgentAuthoring.handlers.__doc__
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve as an ASGI application."""
+        if not self._plugin.serves and scope["type"] != "lifespan":  # mounted in an application without our lifespan
+            self._plugin.begin_to_serve()
         if self._lifespan_state:
             scope.setdefault("state", {}).update(self._lifespan_state)
         if scope.get("path") == INVOCATIONS and scope.get("method") == "POST":
@@ -104,6 +109,14 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
                 function.run = self._run_entrypoint  # type: ignore[attr-defined]
         return function
 
+    if not TYPE_CHECKING:  # or a type checker would take any attribute for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if (instead := _INSTEAD.get(name)) is not None:
+                message += f": it is a Litestar application. Use {instead}"
+            raise AttributeError(message, name=name, obj=self)
+
     def _run_entrypoint(self, port: int = 8080, host: str | None = None) -> None:
         self.run(port, host)
 
@@ -121,9 +134,41 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             "access_log": self.debug,
             "log_level": server_level(self.agent.settings.log_level).lower(),
         }
-        if self._plugin.configure_logging():
+        if self._plugin.log_setup.configure_server():
             options["log_config"] = None
         uvicorn.run(self, **(options | kwargs))
+
+
+_REGISTER = "BedrockAgentCoreApp(route_handlers=[...]) or app.register(...), with a Litestar route handler"
+_MIDDLEWARE = "BedrockAgentCoreApp(middleware=[Middleware(...)])"
+_EXCEPTION_HANDLERS = "BedrockAgentCoreApp(exception_handlers={...})"
+_LIFESPAN = "BedrockAgentCoreApp(lifespan=...), or on_startup=[...] and on_shutdown=[...]"
+_MOUNT = 'app.register(litestar.asgi("/path", is_static=True, copy_scope=True)(application))'
+_WEBSOCKET = 'app.register(litestar.websocket("/path")(handler))'
+_INSTEAD = {
+    "add_api_route": _REGISTER,
+    "add_api_websocket_route": _WEBSOCKET,
+    "add_event_handler": _LIFESPAN,
+    "add_exception_handler": _EXCEPTION_HANDLERS,
+    "add_middleware": _MIDDLEWARE,
+    "add_route": _REGISTER,
+    "add_websocket_route": _WEBSOCKET,
+    "api_route": _REGISTER,
+    "build_middleware_stack": _MIDDLEWARE,
+    "exception_handler": _EXCEPTION_HANDLERS,
+    "host": f"{_MOUNT} behind a proxy that maps hosts to paths",
+    "include_router": _REGISTER,
+    "max_body_size": "AGENTCORE_MAX_BODY_BYTES, an environment variable",
+    "middleware_stack": _MIDDLEWARE,
+    "mount": _MOUNT,
+    "on_event": _LIFESPAN,
+    "route": _REGISTER,
+    "router": "app.routes to read routes, and to add one " + _REGISTER,
+    "url_path_for": "app.route_reverse(name)",
+    "user_middleware": _MIDDLEWARE,
+    "websocket_route": _WEBSOCKET,
+}
+"""What to use in the place of attributes that applications of Starlette and FastAPI have."""
 
 
 def default_host() -> str:

@@ -23,6 +23,9 @@ QUEUE_BYTES = 1024 * 1024
 
 _DISCONNECTS = frozenset({"websocket.disconnect", "http.disconnect"})
 
+_CLOSED = {"http": {"type": "http.disconnect"}, "websocket": {"type": "websocket.disconnect", "code": 1005}}
+"""What is received once a connection was closed; 1005 stands for a close without a code (RFC 6455, section 7.4.1)."""
+
 
 class AsgiBridge:
     """Carries the messages of one connection between the loop that accepted it and the agent's loop.
@@ -43,6 +46,7 @@ class AsgiBridge:
     ) -> None:
         self._callbacks = callbacks
         self._agent_loop = agent_loop
+        self._protocol = "http"  # a WebSocket begins with a message of its own
         self._receive = receive
         self._send = send
         self._received: deque[Any] = deque()
@@ -106,6 +110,7 @@ class AsgiBridge:
         try:
             while True:
                 message = await self._receive()
+                self._protocol = message["type"].partition(".")[0]
                 self._received.append(message)
                 self._received_bytes += _size_of(message)
                 if self._waiting:
@@ -153,12 +158,15 @@ class AsgiBridge:
         self._sender = None
 
     async def close(self, *, wait: bool) -> None:
-        """Stop receiving. On the accepting loop.
+        """Stop receiving: a task that outlives its handler learns that the connection is closed. On the accepting loop.
 
         Args:
             wait: Whether to wait until what was sent has left.
         """
         self._reader.cancel()
+        self._received.append(_CLOSED[self._protocol])
+        if self._waiting:
+            self._agent_loop.call_soon_threadsafe(self._wake_receivers)
         if (sender := self._sender) is not None:
             if wait:
                 await asyncio.wait({sender})
@@ -197,16 +205,18 @@ async def serve_on_agent_loop(
     async def run() -> None:
         error = None
         try:
+            if outcome.cancelled():  # while the loop was held
+                return
             await (function(receive, send) if bridge is None else function(bridge.receive, bridge.send))
         except BaseException as raised:
             error = raised
         callbacks.call_soon(_settle, outcome, error)
 
-    cancel = execution.spawn(run(), copy_context(), name)
+    task = execution.spawn(run(), copy_context(), name)
     try:
         error = await outcome
     except asyncio.CancelledError:
-        cancel()
+        task.get_loop().call_soon_threadsafe(task.cancel)
         if bridge is not None:
             await bridge.close(wait=False)
         raise

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar, overload
 
 from litestar_agentcore.protocol.models import PingStatus
@@ -56,6 +57,12 @@ class AgentAuthoring:
     def _register_entrypoint(self, function: AnyFunction, payload: Any) -> AnyFunction:
         self.agent.register_entrypoint(function, payload)
         return function
+
+    @property
+    def handlers(self) -> Mapping[str, Callable[..., Any]]:
+        """What is registered: ``{"main": entrypoint}``, or nothing. It cannot be changed; see :meth:`entrypoint`."""
+        entrypoint = self.agent.entrypoint
+        return MappingProxyType({} if entrypoint is None else {"main": entrypoint.function})
 
     def ping(self, function: AnyPingFunction) -> AnyPingFunction:
         """Register a health function of the author's own.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from litestar.types import Receive
 
@@ -30,6 +31,7 @@ class DisconnectWatcher:
         """Reach the loop that serves the clients."""
         self._waiting: dict[object, tuple[float, Receive, Callable[[], object]]] = {}
         self._watches: dict[object, asyncio.Task[None]] = {}
+        self._left: WeakSet[object] = WeakSet()
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, key: object, receive: Receive, left: Callable[[], object]) -> None:
@@ -54,20 +56,34 @@ class DisconnectWatcher:
         if self._waiting.pop(key, None) is None and (watch := self._watches.pop(key, None)) is not None:
             watch.cancel()
 
+    def has_left(self, key: object) -> bool:
+        """Tell whether a client has left; from any thread. Whoever asks has it watched from then on.
+
+        Args:
+            key: What :meth:`watch` was called with.
+        """
+        if key in self._waiting:
+            self.callbacks.call_soon(self._watch_now, key)
+        return key in self._left
+
+    def _watch_now(self, key: object) -> None:
+        if (waiting := self._waiting.pop(key, None)) is not None:
+            _, receive, left = waiting
+            self._watches[key] = self.callbacks.loop.create_task(self._tell(key, receive, left))
+
+    async def _tell(self, key: object, receive: Receive, left: Callable[[], object]) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._left.add(key)
+        left()
+
     def _begin_to_watch(self) -> None:
         loop = self.callbacks.loop
         self._timer = None
         due = loop.time() - WATCH_AFTER_SECONDS
         while self._waiting:
-            key, (since, receive, left) = next(iter(self._waiting.items()))
+            key, (since, _, _) = next(iter(self._waiting.items()))
             if since > due:
                 self._timer = loop.call_later(max(since - due, WATCH_TOGETHER_SECONDS), self._begin_to_watch)
                 break
-            del self._waiting[key]
-            self._watches[key] = loop.create_task(_tell(receive, left))
-
-
-async def _tell(receive: Receive, left: Callable[[], object]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    left()
+            self._watch_now(key)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litestar.types import Receive, Scope, Send
@@ -10,8 +11,10 @@ from litestar.utils.scope.state import ScopeState
 
 from litestar_agentcore.answer import CLOSE, Answer, ErrorResponse, RawHeader
 from litestar_agentcore.asgi_bridge import serve_on_agent_loop
+from litestar_agentcore.connections import agent_request
 from litestar_agentcore.debug_actions import debug_action
 from litestar_agentcore.disconnects import DisconnectWatcher
+from litestar_agentcore.errors import BrokenResponseError
 from litestar_agentcore.protocol.context import current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders
 from litestar_agentcore.protocol.models import ErrorAnswer, Refusal, shutting_down
@@ -124,7 +127,7 @@ class InvocationExchange:
         context = None
         if handler.context is not None:
             keep_body(scope, body)
-            context = request.values.context(scope["litestar_app"].request_class(scope))
+            context = request.values.context(agent_request(scope, partial(disconnects.has_left, answer)))
         outcome = await self._outcome(handler, payload, context, disconnects, receive, answer)
         if isinstance(outcome, bytes):
             await answer.value(outcome)
@@ -154,11 +157,11 @@ class InvocationExchange:
             raise Refusal(503, "Service busy", "Every thread is taken by a stream whose client reads slowly")
         call = HandlerCall(execution, handler, payload, context, disconnects.callbacks, answer)
         here = execution.runs_here(handler)
-        disconnects.watch(call, receive, answer.record.leave if here else call.abandon)
+        disconnects.watch(answer, receive, answer.record.leave if here else call.abandon)
         try:
             outcome = await (call.run_here() if here else call.run())
         finally:
-            disconnects.unwatch(call)
+            disconnects.unwatch(answer)
         if outcome is None:
             answer.list_until(call)
         elif here and answer.record.left:
@@ -219,5 +222,5 @@ class InvocationExchange:
         if error is None:
             return
         if answer.started:
-            raise RuntimeError("the handler's response failed after it had begun") from error
+            raise BrokenResponseError("the handler's response failed after it had begun") from error
         await answer.value(encode(ErrorAnswer(message or type(error).__name__)), 500)

@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
-from agentcore_telemetry.logs import configure_logging, reform_server_lines, uvicorn_unconfigured
+from agentcore_telemetry.log_handlers import LogSetup, uvicorn_unconfigured
 from litestar import Litestar
 from litestar.config.app import AppConfig
 from litestar.plugins import CLIPlugin, InitPlugin, ReceiveRoutePlugin
@@ -16,10 +17,12 @@ from litestar_agentcore.controllers.health import health_controllers
 from litestar_agentcore.controllers.invocations import invocations_controller, is_invocations_handler
 from litestar_agentcore.controllers.metrics import metrics_controller
 from litestar_agentcore.controllers.websocket import websocket_controller
+from litestar_agentcore.errors import report_once
 from litestar_agentcore.exchange import InvocationExchange
+from litestar_agentcore.official_sdk import share_context
 from litestar_agentcore.openapi import PayloadSchemaPlugin, document_payload
 from litestar_agentcore.protocol.context import current_request
-from litestar_agentcore.protocol.settings import Settings
+from litestar_agentcore.protocol.settings import Settings, retired_variables
 from litestar_agentcore.responses import as_responder
 from litestar_agentcore.runtime.agent import Agent
 from litestar_agentcore.shutdown import Shutdown, leave_behind
@@ -27,6 +30,11 @@ from litestar_agentcore.version import __version__
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
+
+logger = getLogger(__name__)
+
+APP_LOGGER = "litestar_agentcore.app"
+"""The name of the logger for the author's own lines."""
 
 
 class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRoutePlugin, CLIPlugin):
@@ -40,15 +48,14 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         entrypoint: The handler of ``/invocations``; may as well be registered later with :meth:`entrypoint`.
         settings: How the service behaves; by default as the ``AGENTCORE_*`` variables say.
         debug: Whether payloads may ask for debug actions; by default as the application's own ``debug``.
-        logging: Whether log lines are written as JSON where the host program has not set up logging. Meant for an
-            application that is nothing but the agent.
+        logging: Whether the log lines of the service are written to standard error, and those of all other loggers
+            where nobody has set up the root logger. Meant for an application that is nothing but the agent.
         ping_path: Where ``/ping`` is, in an application that has one of its own; ``None`` leaves it out.
         ready_path: Likewise for ``/ready``.
         metrics_path: Likewise for ``/metrics``.
 
     Raises:
         SettingsError: An ``AGENTCORE_*`` variable makes no sense.
-        TelemetryError: An ``OTEL_*`` variable makes no sense.
         TypeError: The entrypoint cannot be called with a payload.
     """
 
@@ -64,12 +71,19 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         metrics_path: str | None = "/metrics",
     ) -> None:
         super().__init__()
-        self.agent = Agent(settings or Settings.from_environment(), as_responder, __version__)
+        self._retired = retired_variables() if settings is None else []
+        settings = settings or Settings.from_environment()
+        self.log_setup = LogSetup(_request_ids, settings.log_level, settings.log_format if logging else "none")
+        self.log_setup.configure_package("litestar_agentcore", without=APP_LOGGER)
+        self.log_setup.configure_package("agentcore_telemetry")
+        self.log_setup.format_server_lines()
+        self.serves = False
+        share_context()
+        self.agent = Agent(settings, as_responder, __version__)
         self._debug = debug
         self._ping_path = ping_path
         self._ready_path = ready_path
         self._metrics_path = metrics_path
-        self._logging = logging
         self._documented: list[HTTPRouteHandler] = []
         if entrypoint is not None:
             self.entrypoint(entrypoint)
@@ -91,6 +105,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         if self._metrics_path is not None:
             app_config.route_handlers.append(metrics_controller(self.agent, self._metrics_path))
         app_config.lifespan.append(self._lifespan)
+        report_once(app_config.after_exception)
         return app_config
 
     def receive_route(self, route: BaseRoute) -> None:
@@ -105,22 +120,17 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
     @contextmanager
     def server_lifespan(self, app: Litestar) -> Iterator[None]:
         """Have ``litestar run`` write its lines in the same form as the agent's; called by Litestar."""
-        with uvicorn_unconfigured() if self.configure_logging() else nullcontext():
+        with uvicorn_unconfigured() if self.log_setup.configure_server() else nullcontext():
             yield
 
-    def reform_server_lines(self) -> None:
-        """Have the lines that the ``uvicorn`` command writes before the app starts be in the same form as the rest."""
-        if self._logging:
-            reform_server_lines(_request_ids, self.agent.settings.log_format)
+    def begin_to_serve(self) -> None:
+        """Set up the other loggers; called when the lifespan begins or, where none does, by the first request.
 
-    def configure_logging(self) -> bool:
-        """Write log lines as JSON, where that is wanted and the host program has not set up logging.
-
-        Returns:
-            True where this is in force.
+        Not before, so that the host program, its lifespan included, has had its chance to do so itself.
         """
-        settings = self.agent.settings
-        return self._logging and configure_logging(_request_ids, settings.log_level, style=settings.log_format)
+        self.serves = True
+        self.log_setup.configure_server()
+        self.log_setup.configure_root()
 
     def _document(self) -> None:
         if self.agent.entrypoint is None:
@@ -132,7 +142,10 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
 
     @asynccontextmanager
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
-        self.configure_logging()
+        self.begin_to_serve()
+        if self._retired:
+            logger.warning("Variables that are set and no longer mean anything: %s", ", ".join(self._retired))
+            self._retired = []
         self.agent.start()
         shutdown = Shutdown(self.agent)
         with shutdown.on_termination():

@@ -9,6 +9,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
 
 from litestar_agentcore.asgi_bridge import serve_on_agent_loop
+from litestar_agentcore.connections import agent_websocket
 from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
 from litestar_agentcore.protocol.headers import response_headers
 from litestar_agentcore.protocol.models import Refusal, shutting_down
@@ -45,6 +46,8 @@ class WebSocketConnection:
         self._accepted = False
         self._closed = False
         self._client_left = False
+        self._status = 403
+        """The HTTP status of a handshake that is not accepted: a server's own, or the handler's."""
 
     async def serve(self) -> None:
         """Serve the connection until it is closed."""
@@ -72,7 +75,7 @@ class WebSocketConnection:
             await self._close(GOING_AWAY)
         finally:
             agent.running.discard(running)
-            record.end(101 if self._accepted else 403)
+            record.end(101 if self._accepted else self._status)
             current_request.reset(token)
 
     async def _converse(self, values: RequestValues) -> None:
@@ -109,7 +112,7 @@ class WebSocketConnection:
                 self._client_left = True
                 raise
 
-        socket: AnySocket = self._scope["litestar_app"].websocket_class(self._scope, noting_receive, noting_send)
+        socket = agent_websocket(self._scope, noting_receive, noting_send)
         try:
             await handler(socket, values.context(socket))
         except asyncio.CancelledError:
@@ -131,6 +134,9 @@ class WebSocketConnection:
     async def _send_message(self, message: Message) -> None:
         if message["type"] == "websocket.accept":
             self._accepted = True
+        elif message["type"] == "websocket.http.response.start":  # the handshake is denied
+            self._closed = True
+            self._status = message["status"]
         elif message["type"] == "websocket.close":
             self._closed = True
         try:

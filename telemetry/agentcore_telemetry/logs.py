@@ -1,24 +1,20 @@
-"""Log lines for machines: one JSON object a line, each with the ids of the request that it belongs to."""
+"""The forms of a log line: JSON for machines, text for people, both with the ids of the request."""
 
 import logging
 import os
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import ClassVar, Literal, TextIO
 
 import msgspec
-import uvicorn.config
 from opentelemetry import trace
-from uvicorn.logging import ColourizedFormatter
 
-LogFormat = Literal["auto", "json", "text"]
-"""How lines are written; ``auto`` is text where the stream is a terminal."""
+LogFormat = Literal["auto", "json", "text", "none"]
+"""The form of a line; ``auto`` is text where the stream is a terminal, and ``none`` leaves all logging as it is."""
 
 RequestIds = Callable[[], tuple[str | None, str | None]]
-"""Tells the request id and the session id that hold where it is called, each ``None`` where there is none."""
+"""Returns the request id and the session id that are current where it is called."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -31,7 +27,7 @@ class JsonFormatter(logging.Formatter):
     ``errorMessage``, ``stackTrace`` (a list of lines) and ``location`` (``path:function:line`` of the logging call).
 
     Args:
-        request_ids: Tells the ids of the current request; called once a record, in the context that logs.
+        request_ids: Returns the ids of the current request; called once a record, in the context that logs.
     """
 
     def __init__(self, request_ids: RequestIds) -> None:
@@ -76,7 +72,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _message_of(record: logging.LogRecord) -> str:
-    """The message, even where its arguments do not fit it: a slip in a log call must not cost the line."""
+    """The message, also where its arguments do not fit it: a mistake in a log call must not cost the line."""
     try:
         return record.getMessage()
     except Exception:  # whatever the arguments' own ``__str__`` raises
@@ -96,59 +92,11 @@ def _printable(value: object) -> object:
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
-def reform_server_lines(request_ids: RequestIds, style: LogFormat = "auto") -> None:
-    """Have the handlers that the ``uvicorn`` command gave its loggers write in the service's form.
-
-    The command sets them up before it imports the app, and writes its first lines before it starts the app. Nothing
-    but these handlers of uvicorn's own is touched, and not even they where the host program has set up logging.
-
-    Args:
-        request_ids: Tells the ids of the current request.
-        style: ``json``, ``text``, or ``auto``: text where the handler writes to a terminal.
-    """
-    if logging.getLogger().handlers:
-        return
-    for name in ("uvicorn", "uvicorn.access"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler.formatter, ColourizedFormatter) and isinstance(handler, logging.StreamHandler):
-                handler.setFormatter(_formatter(request_ids, style, handler.stream))
-
-
-def server_level(level: str) -> str:
-    """The level for the server's own lines: at DEBUG it would write out the headers of each WebSocket handshake.
-
-    Args:
-        level: The level that is wanted, by its name.
-
-    Returns:
-        The same, but ``INFO`` for ``DEBUG``.
-    """
-    return "INFO" if level == "DEBUG" else level
-
-
-def _without_query(record: logging.LogRecord) -> bool:
-    """Cut the query off the path of an access line: people put keys and personal data there."""
-    if isinstance(record.args, tuple):
-        record.args = tuple(arg.partition("?")[0] if isinstance(arg, str) else arg for arg in record.args)
-    return True
-
-
-@contextmanager
-def uvicorn_unconfigured() -> Iterator[None]:
-    """Keep ``uvicorn.run`` from giving its loggers handlers of their own, where nobody can tell it not to."""
-    configured = uvicorn.config.LOGGING_CONFIG["loggers"]
-    uvicorn.config.LOGGING_CONFIG["loggers"] = {}
-    try:
-        yield
-    finally:
-        uvicorn.config.LOGGING_CONFIG["loggers"] = configured
-
-
 class TextFormatter(logging.Formatter):
     """Formats a record for people at a terminal: time, level, logger, message, and the ids where there is a request.
 
     Args:
-        request_ids: Tells the ids of the current request.
+        request_ids: Returns the ids of the current request.
         coloured: Whether the level is coloured, by ANSI escapes.
     """
 
@@ -182,47 +130,16 @@ class TextFormatter(logging.Formatter):
         return str(_printable(line))
 
 
-def _formatter(request_ids: RequestIds, style: LogFormat, stream: TextIO) -> logging.Formatter:
-    terminal = stream.isatty()
-    if style == "text" or (style == "auto" and terminal):
+def make_formatter(request_ids: RequestIds, log_format: LogFormat, stream: TextIO | None) -> logging.Formatter:
+    """Make the formatter for a stream.
+
+    Args:
+        request_ids: Returns the ids of the current request.
+        log_format: ``json``, ``text``, or ``auto``: text where the stream is a terminal.
+        stream: Where the lines go; ``None`` where the process has no such stream.
+    """
+    terminal = stream is not None and stream.isatty()
+    if log_format == "text" or (log_format == "auto" and terminal):
         coloured = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         return TextFormatter(request_ids, coloured)
     return JsonFormatter(request_ids)
-
-
-def configure_logging(
-    request_ids: RequestIds, level: str = "INFO", stream: TextIO | None = None, style: LogFormat = "auto"
-) -> bool:
-    """Write the log lines of this process in one form, unless the host program has set up logging already.
-
-    For a process that serves an agent, and does so on its own account: whoever has given the root logger a handler has
-    the say, and nothing is changed. The loggers of uvicorn, which come with handlers of their own, are led to the same
-    place.
-
-    Args:
-        request_ids: Tells the ids of the current request.
-        level: The level from which on lines are written, by its name.
-        stream: Where to write; standard error by default.
-        style: ``json``, ``text``, or ``auto``: text where the stream is a terminal.
-
-    Returns:
-        True where the lines are now written by this function's handler.
-    """
-    root = logging.getLogger()
-    ours = [handler for handler in root.handlers if isinstance(handler.formatter, JsonFormatter | TextFormatter)]
-    if root.handlers and not ours:
-        return False
-    if not ours:
-        stream = stream or sys.stderr
-        handler = logging.StreamHandler(stream)
-        handler.setFormatter(_formatter(request_ids, style, stream))
-        root.addHandler(handler)
-        root.setLevel(level)
-    logging.getLogger("uvicorn.access").addFilter(_without_query)
-    logging.getLogger("uvicorn.error").setLevel(server_level(level))
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
-        server_logger = logging.getLogger(name)
-        if server_logger.handlers:  # one without may have been silenced on purpose: ``access_log=False``
-            server_logger.handlers.clear()
-            server_logger.propagate = True
-    return True

@@ -1,15 +1,16 @@
-"""Spans in the form that the OpenTelemetry protocol sends them in.
+"""The encoding of spans in the OpenTelemetry protocol.
 
-Encodes what the SDK's exporters encode, byte for byte the same message, in a fraction of the time: through no
-intermediate objects, and with what comes again and again (keys, routes, the resource) encoded once. The numbers of the
-fields are those of ``opentelemetry/proto/trace/v1/trace.proto``, version 1.
+The same bytes as the SDK's encoder writes, in a quarter of the time, since there are no protobuf objects between. The
+numbers of the fields are those of ``opentelemetry/proto/trace/v1/trace.proto``, version 1.
 """
 
+import importlib
 import logging
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -46,12 +47,11 @@ def _long_varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-_SHORT = 16384
-_VARINTS = tuple(_long_varint(number) for number in range(_SHORT))
+_VARINTS = tuple(_long_varint(number) for number in range(128))
 
 
 def _varint(number: int) -> bytes:
-    return _VARINTS[number] if number < _SHORT else _long_varint(number)
+    return _VARINTS[number] if number < 128 else _long_varint(number)
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
@@ -62,35 +62,9 @@ def _text(tag: bytes, text: str | None) -> bytes:
     return _field(tag, text.encode()) if text else b""
 
 
-_CACHED = 4096
-"""How many keys, and how many attributes that come again, are remembered before they are forgotten."""
-
-_LONGEST_REMEMBERED = 256
-"""Longer ones, in bytes, are encoded each time: some are the client's choice."""
-
-_keys: dict[str, bytes] = {}
-_repeated: dict[tuple[bytes, str, str | int], bytes] = {}
-
-_REPEATING = frozenset({
-    "gen_ai.operation.name", "gen_ai.agent.name", "http.request.method", "http.route", "url.path", "url.scheme",
-    "server.address", "server.port", "client.address", "user_agent.original", "http.response.status_code",
-    "agentcore.stream.outcome",
-})  # fmt: skip
-"""Attributes of few values."""
-
-
-_SIMPLE = frozenset({str, int})
-
-
+@lru_cache(maxsize=512)
 def _key(key: str) -> bytes:
-    encoded = _keys.get(key)
-    if encoded is None:
-        encoded = _field(b"\x0a", key.encode()) + b"\x12"
-        if len(encoded) <= _LONGEST_REMEMBERED:
-            if len(_keys) >= _CACHED:
-                _keys.clear()
-            _keys[key] = encoded
-    return encoded
+    return _field(b"\x0a", key.encode()) + b"\x12"
 
 
 def _value(value: Any) -> bytes:
@@ -127,21 +101,12 @@ def _pair(key: str, value: Any) -> bytes:
 def _attributes(tag: bytes, attributes: Mapping[str, Any] | None) -> list[bytes]:
     fields: list[bytes] = []
     for key, value in (attributes or {}).items():
-        repeats = key in _REPEATING and type(value) in _SIMPLE
-        if repeats and (known := _repeated.get((tag, key, value))) is not None:
-            fields.append(known)
-            continue
         try:
             pair = _pair(key, value)
         except Exception as error:  # the rest of the span is still worth having
             logger.debug("The attribute %s cannot be exported: %s", key, error)
             continue
-        encoded = tag + _varint(len(pair)) + pair
-        fields.append(encoded)
-        if repeats and len(encoded) <= _LONGEST_REMEMBERED:
-            if len(_repeated) >= _CACHED:
-                _repeated.clear()
-            _repeated[tag, key, value] = encoded
+        fields.append(tag + _varint(len(pair)) + pair)
     return fields
 
 
@@ -157,7 +122,7 @@ def _flags(context: SpanContext | None) -> int:
     return _HAS_IS_REMOTE | _IS_REMOTE if context and context.is_remote else _HAS_IS_REMOTE
 
 
-def _span(span: ReadableSpan) -> bytes:
+def _encode(span: ReadableSpan) -> bytes:
     context: SpanContext = span.get_span_context()  # type: ignore[assignment]
     parent = span.parent
     parts = [b"\x0a\x10", _trace_id(context.trace_id), b"\x12\x08", context.span_id.to_bytes(8, "big")]
@@ -192,7 +157,8 @@ def _span(span: ReadableSpan) -> bytes:
     if (status := span.status) is not None:
         parts.append(_field(b"\x7a", _text(b"\x12", status.description) + _CODES[status.status_code]))
     parts += (b"\x85\x01", _fixed32(_flags(parent)))
-    return b"".join(parts)
+    message = b"".join(parts)
+    return b"\x12" + _varint(len(message)) + message
 
 
 def _scope(scope: InstrumentationScope | None) -> bytes:
@@ -206,21 +172,41 @@ def _resource(resource: Resource) -> bytes:
     return _field(b"\x0a", b"".join(_attributes(b"\x0a", resource.attributes)))
 
 
-def encode_spans(spans: Iterable[ReadableSpan]) -> bytes:
-    """Encode spans as an ``ExportTraceServiceRequest``.
+class EncodedSpan(NamedTuple):
+    """A span that is ready to be sent, and what it is grouped by."""
+
+    resource: Resource
+    instrumentation_scope: InstrumentationScope | None
+    message: bytes
+
+
+def encode_span(span: ReadableSpan) -> EncodedSpan:
+    """Encode a span on its own, for :func:`encode_spans`.
 
     Args:
-        spans: Ended spans, of the SDK's or any other kind that reads the same.
+        span: An ended span, of the SDK's or any other kind that reads the same.
 
-    Returns:
-        The message, its spans grouped by their resource and their instrumentation scope.
+    Raises:
+        ValueError: Its name or its status cannot be encoded; an attribute that cannot is left out.
+    """
+    return EncodedSpan(span.resource, span.instrumentation_scope, _encode(span))
+
+
+def encode_spans(spans: Iterable[ReadableSpan | EncodedSpan]) -> bytes:
+    """Encode spans as an ``ExportTraceServiceRequest``, grouped by resource and instrumentation scope.
+
+    Args:
+        spans: Ended spans, encoded or not.
+
+    Raises:
+        ValueError: As for :func:`encode_span`.
     """
     resources: dict[int, tuple[Resource, dict[InstrumentationScope | None, list[bytes]]]] = {}
     for span in spans:
         # By identity: a resource is hashed by encoding it as JSON, and a provider has but one.
         _, scopes = resources.setdefault(id(span.resource), (span.resource, {}))
-        encoded = _span(span)
-        scopes.setdefault(span.instrumentation_scope or None, []).append(b"\x12" + _varint(len(encoded)) + encoded)
+        encoded = span.message if isinstance(span, EncodedSpan) else _encode(span)
+        scopes.setdefault(span.instrumentation_scope or None, []).append(encoded)
     request = []
     for resource, scopes in resources.values():
         parts = [_resource(resource)]
@@ -232,33 +218,56 @@ def encode_spans(spans: Iterable[ReadableSpan]) -> bytes:
     return b"".join(request)
 
 
-class _Encoded:
-    """Encoded spans, with the methods of a protobuf message that an exporter calls."""
+class _EncodedRequest:
+    """An encoded request, with the methods of a protobuf message that the exporter over HTTP calls."""
 
-    def __init__(self, spans: Iterable[ReadableSpan]) -> None:
-        self._message = encode_spans(spans)
+    def __init__(self, spans: Iterable[ReadableSpan | EncodedSpan]) -> None:
+        self._request = encode_spans(spans)
 
     def SerializePartialToString(self) -> bytes:  # noqa: N802 - protobuf's name
-        return self._message
+        return self._request
 
     SerializeToString = SerializePartialToString
 
 
-def with_own_encoding(exporter: type[SpanExporter]) -> type[SpanExporter]:
-    """Have an exporter of the SDK's send what :func:`encode_spans` encodes.
+def _protobuf_request(spans: Iterable[ReadableSpan | EncodedSpan]) -> Any:
+    # Imported here: over HTTP nothing else needs protobuf.
+    service = importlib.import_module("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
+    return service.ExportTraceServiceRequest.FromString(encode_spans(spans))
 
-    Everything else (endpoint, headers, certificates, compression, time-outs, retries) stays the exporter's. Its
-    ``export`` encodes by a function of its module; here it is bound to another, and the module is left as it is.
+
+_ENCODING_METHODS: dict[str, Callable[[Iterable[ReadableSpan | EncodedSpan]], Any]] = {
+    "export": _EncodedRequest,
+    "_translate_data": _protobuf_request,
+}
+"""The methods in which the SDK's exporters call their module's ``encode_spans``, over HTTP and over gRPC, and what they
+get in its place."""
+
+
+_SDK_ENCODER = "opentelemetry.exporter.otlp.proto.common."
+
+
+def with_own_encoding(exporter: type[SpanExporter]) -> type[SpanExporter]:
+    """Have an OTLP exporter of the SDK's send what :func:`encode_spans` encodes.
+
+    Everything else (endpoint, headers, certificates, compression, time-outs, retries) stays the exporter's, and its
+    module is left as it is. Only such an exporter takes :class:`EncodedSpan`; it has :func:`encode_span` as a static
+    method.
 
     Args:
         exporter: The class of the exporter.
 
     Returns:
-        A subclass; the class itself where it is not built like that.
+        A subclass; the class itself where it is none of the SDK's OTLP exporters.
     """
-    export: Any = getattr(exporter, "export", None)
-    if not isinstance(export, types.FunctionType) or "encode_spans" not in export.__code__.co_names:
-        return exporter
-    names = {**export.__globals__, "encode_spans": _Encoded}
-    bound = types.FunctionType(export.__code__, names, export.__name__, export.__defaults__, export.__closure__)
-    return type(exporter.__name__, (exporter,), {"export": bound, "__module__": exporter.__module__})
+    for name, encode in _ENCODING_METHODS.items():
+        method: Any = getattr(exporter, name, None)
+        if not isinstance(method, types.FunctionType) or "encode_spans" not in method.__code__.co_names:
+            continue
+        if not getattr(method.__globals__.get("encode_spans"), "__module__", "").startswith(_SDK_ENCODER):
+            continue
+        names = {**method.__globals__, "encode_spans": encode}
+        bound = types.FunctionType(method.__code__, names, name, method.__defaults__, method.__closure__)
+        members = {name: bound, "encode_span": staticmethod(encode_span), "__module__": exporter.__module__}
+        return type(exporter.__name__, (exporter,), members)
+    return exporter

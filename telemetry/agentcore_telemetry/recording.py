@@ -33,9 +33,6 @@ class Telemetry:
         version: The service's version.
         callbacks: What each scrape asks; ``spans_dropped`` is filled in here.
         request_attributes: Tells the attributes that every span of the current request is to carry.
-
-    Raises:
-        TelemetryError: An ``OTEL_*`` variable makes no sense.
     """
 
     def __init__(self, version: str, callbacks: ScrapeCallbacks, request_attributes: RequestAttributes) -> None:
@@ -182,7 +179,7 @@ class _ServerRecord:
 
     def _note(self, key: str, value: AttributeValue) -> None:
         span: Any = self._span
-        getattr(span, "know", span.set_attribute)(key, value)
+        getattr(span, "set_attribute_unchecked", span.set_attribute)(key, value)
 
     def _close(self, status: int | None) -> None:
         span = self._span

@@ -1,12 +1,12 @@
-"""The spans of the service's own requests, made without the detours that spans of unknown origin need.
+"""The fast path to the SERVER spans of requests.
 
 A :class:`ServerSpan` is to everybody else what a span of the SDK's is: the sampler has decided on it, its ids come
 from the provider's generator, it is the parent of whatever is recorded meanwhile, and exporters read it as any other.
-It is only made where no span processor but the service's own would have to see it begin.
+It is only made where all span processors are the service's own, since the SDK's spans alone are announced by
+``on_start``.
 """
 
 import logging
-import threading
 import traceback
 from collections.abc import Mapping, MutableMapping
 from time import time_ns
@@ -17,11 +17,13 @@ from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, SynchronousMultiSpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON, Decision
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import Attributes, AttributeValue
+
+from agentcore_telemetry.locks import ForkSafeLock
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +31,14 @@ _UNSET = Status(StatusCode.UNSET)
 _RANDOM_TRACE_ID = 0x02
 """The flag of W3C Trace Context, level 2, section 3.2.2.5.2."""
 
-_writing = threading.RLock()
-"""One for all spans, and rarely asked for; what is logged meanwhile may be written into another span."""
+_lock = ForkSafeLock()
+"""One for all spans. Reentrant: what is logged while it is held may be recorded in another span."""
 
 
 class ServerSpan(trace.Span, ReadableSpan):
-    """A span that a :class:`ServerTracer` has begun.
+    """A span that a :class:`ServerTracer` has started.
 
-    What the service knows of a request is written into it as it is made, and is well-formed. Only what others add is
-    checked, and held to the provider's limits.
+    The attributes that the service sets are well-formed and within the limits, so only what others set is checked.
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class ServerSpan(trace.Span, ReadableSpan):
         """Whether the span has not ended."""
         return self._end_time is None
 
-    def know(self, key: str, value: AttributeValue) -> None:
-        """Set an attribute of the service's own, whose value is known to be well-formed.
+    def set_attribute_unchecked(self, key: str, value: AttributeValue) -> None:
+        """Set an attribute of the service's own.
 
         Args:
             key: Its name.
@@ -83,13 +84,13 @@ class ServerSpan(trace.Span, ReadableSpan):
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         """Set an attribute."""
-        with _writing:
+        with _lock:
             if not self._ended("set an attribute"):
                 self._checked()[key] = value
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         """Set attributes."""
-        with _writing:
+        with _lock:
             if self._ended("set attributes"):
                 return
             checked = self._checked()
@@ -101,7 +102,7 @@ class ServerSpan(trace.Span, ReadableSpan):
                 checked[key] = value
 
     def _checked(self) -> MutableMapping[str, AttributeValue]:
-        """The attributes, with the checks and limits that what others set is held to."""
+        """The attributes, as a mapping that checks values and enforces the limits."""
         if not isinstance(self._attributes, BoundedAttributes):
             limits = self._tracer.limits
             self._attributes = BoundedAttributes(
@@ -117,7 +118,7 @@ class ServerSpan(trace.Span, ReadableSpan):
         limits = self._tracer.limits
         bounded = BoundedAttributes(limits.max_event_attributes, attributes, max_value_len=limits.max_attribute_length)
         event = Event(name, bounded, timestamp)
-        with _writing:
+        with _lock:
             if not self._ended("add an event"):
                 if not isinstance(self._events, BoundedList):
                     self._events = BoundedList(limits.max_events)
@@ -129,7 +130,7 @@ class ServerSpan(trace.Span, ReadableSpan):
             return
         limits = self._tracer.limits
         bounded = BoundedAttributes(limits.max_link_attributes, attributes, max_value_len=limits.max_attribute_length)
-        with _writing:
+        with _lock:
             if not self._ended("add a link"):
                 if not isinstance(self._links, BoundedList):
                     self._links = BoundedList(limits.max_links)
@@ -137,7 +138,7 @@ class ServerSpan(trace.Span, ReadableSpan):
 
     def update_name(self, name: str) -> None:
         """Give the span another name."""
-        with _writing:
+        with _lock:
             if not self._ended("update the name"):
                 self._name = name
 
@@ -147,7 +148,7 @@ class ServerSpan(trace.Span, ReadableSpan):
             status = Status(status, description)
         if not isinstance(status, Status):  # as the SDK has it: a wrong call must not cost a request
             return
-        with _writing:
+        with _lock:
             if self._ended("set the status") or status.status_code is StatusCode.UNSET:
                 return
             if self._status.status_code is not StatusCode.OK:
@@ -178,21 +179,21 @@ class ServerSpan(trace.Span, ReadableSpan):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        """Record what a ``with`` block raised, if anything, and end the span."""
+        """Record what the ``with`` block raised, if anything, and end the span."""
         if exc_val is not None and self.is_recording():
             self.record_exception(exc_val, escaped=True)
             self.set_status(StatusCode.ERROR, f"{type(exc_val).__name__}: {exc_val}")
         super().__exit__(exc_type, exc_val, exc_tb)
 
     def end(self, end_time: int | None = None) -> None:
-        """End the span and hand it on."""
-        _writing.acquire()  # which takes half as long as ``with``
+        """End the span and pass it to the processors."""
+        _lock.acquire()  # takes half as long as ``with``
         try:
             if self._ended("end"):
                 return
             self._end_time = time_ns() if end_time is None else end_time
         finally:
-            _writing.release()
+            _lock.release()
         self._tracer.processors.on_end(self)
 
     def _ended(self, what: str) -> bool:
@@ -202,38 +203,39 @@ class ServerSpan(trace.Span, ReadableSpan):
         return True
 
 
-class OwnProcessors(SynchronousMultiSpanProcessor):
-    """The span processors of a provider, and whether all of them are the service's own.
+class InternalSpanProcessors(SynchronousMultiSpanProcessor):
+    """The span processors of a provider of the service's own.
 
     Args:
-        own: The types of those that need not see a span of the service begin.
+        internal: The types of the processors that a :class:`ServerSpan` may pass by when it starts.
     """
 
-    def __init__(self, *own: type) -> None:
+    def __init__(self, *internal: type) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._own = own
-        self.only_own = True
+        self._internal = internal
+        self.only_internal = True
+        """Whether there are no others."""
 
     def add_span_processor(self, span_processor: Any) -> None:
         """Add a processor."""
-        self.only_own = self.only_own and isinstance(span_processor, self._own)
+        self.only_internal = self.only_internal and isinstance(span_processor, self._internal)
         super().add_span_processor(span_processor)
 
 
 class ServerTracer:
-    """Begins the spans of the service's requests.
+    """Starts the spans of requests.
 
     Args:
-        provider: The provider whose sampler and ids are used.
+        provider: The provider whose sampler, id generator and resource are used.
         processors: Its processors.
         limits: Its limits.
-        scope: Who records.
+        scope: The instrumentation scope.
     """
 
     def __init__(
         self,
         provider: TracerProvider,
-        processors: OwnProcessors,
+        processors: InternalSpanProcessors,
         limits: SpanLimits,
         scope: InstrumentationScope,
     ) -> None:
@@ -242,40 +244,36 @@ class ServerTracer:
         self.scope = scope
         self.provider = provider
         self._sampler = provider.sampler
-        self._takes_roots = self._sampler is DEFAULT_ON or self._sampler is ALWAYS_ON
-        """Whether the sampler is known to take each span without a parent, as it is."""
         self._ids = provider.id_generator
-        is_random = getattr(self._ids, "is_trace_id_random", None)
+        is_random = getattr(self._ids, "is_trace_id_random", None)  # newer SDKs have it
         self._root_flags = _RANDOM_TRACE_ID if is_random is not None and is_random() else 0
-        self._flags = {value: TraceFlags(value) for value in range(4)}
 
     def start(self, name: str, parent: Context, attributes: dict[str, AttributeValue]) -> trace.Span:
-        """Begin a span.
+        """Start a span, as the SDK's tracer does.
 
         Args:
-            name: What happens.
-            parent: The context that it happens in.
-            attributes: What is known of it. Not to be used afterwards.
+            name: The span's name.
+            parent: The context with the parent span, if there is one.
+            attributes: The span's attributes. Not to be used afterwards.
 
         Returns:
-            A span, which does not record where the sampler does not want it.
+            A span; one that does not record where the sampler drops it.
         """
-        above: SpanContext | None = trace.get_current_span(parent).get_span_context() if parent else None
-        if above is None or not above.is_valid:
-            above = None
+        parent_context: SpanContext | None = trace.get_current_span(parent).get_span_context() if parent else None
+        if parent_context is None or not parent_context.is_valid:
+            parent_context = None
             trace_id, flags = self._ids.generate_trace_id(), self._root_flags
-            if self._takes_roots:
-                flags = self._flags[flags | TraceFlags.SAMPLED]
-                return ServerSpan(
-                    self, name, SpanContext(trace_id, self._ids.generate_span_id(), False, flags), None, attributes
-                )
         else:
-            trace_id, flags = above.trace_id, above.trace_flags & _RANDOM_TRACE_ID
+            trace_id, flags = parent_context.trace_id, parent_context.trace_flags & _RANDOM_TRACE_ID
         result = self._sampler.should_sample(parent, trace_id, name, SpanKind.SERVER, attributes, ())
         if result.decision is Decision.RECORD_AND_SAMPLE:
             flags |= TraceFlags.SAMPLED
-        context = SpanContext(trace_id, self._ids.generate_span_id(), False, self._flags[flags], result.trace_state)
+        context = SpanContext(
+            trace_id, self._ids.generate_span_id(), False, TraceFlags(flags), trace_state=result.trace_state
+        )
         if result.decision is Decision.DROP:
             return trace.NonRecordingSpan(context)
-        wanted = result.attributes
-        return ServerSpan(self, name, context, above, attributes if wanted == attributes else dict(wanted or {}))
+        sampled = result.attributes  # with those that the sampler adds
+        return ServerSpan(
+            self, name, context, parent_context, attributes if sampled == attributes else dict(sampled or {})
+        )

@@ -1,86 +1,82 @@
-"""Spans: who makes them, where they go, and what every one of them says of its request."""
+"""The tracer: whose provider it is of, and when that is set up."""
 
-import importlib
+import logging
 import os
-import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import Span, SpanKind, Tracer
 from opentelemetry.util.types import AttributeValue
 
-from agentcore_telemetry.environment import TelemetryError, TraceSettings
+from agentcore_telemetry.environment import TraceSettings, import_module
+from agentcore_telemetry.locks import ForkSafeLock
 
 if TYPE_CHECKING:
     from agentcore_telemetry.spans import ServerTracer
 
-_set_up_lock = threading.Lock()
+logger = logging.getLogger(__name__)
 
 SCOPE = "litestar_agentcore"
 """The name of the instrumentation scope: who records."""
 
 RequestAttributes = Callable[[], Mapping[str, str]]
-"""Tells the attributes of the request in whose context it is called; empty outside one."""
+"""Returns the attributes of the request in whose context it is called; empty outside one."""
+
+# The API reads the one whenever it is asked for the provider and there is none, the SDK the other whenever it makes a
+# tracer: they are removed for good where they are not understood, or every library would raise or warn anew.
+_PROVIDER_VARIABLE = "OTEL_PYTHON_TRACER_PROVIDER"
+_SDK_METRICS_VARIABLE = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
+
+_set_up_lock = ForkSafeLock()
+_warned: set[str] = set()
+"""The warnings of this process: several services in it read the same variables."""
 
 
 class Tracing:
     """The traces of one service.
 
-    Configured by the ``OTEL_*`` variables. Where they name neither an exporter nor an endpoint, and the host program
-    has installed no tracer provider, spans are not recorded and cost next to nothing. A provider of the host program's
-    is used and never replaced.
+    A tracer provider that the host program has installed is used and never replaced. Else the ``OTEL_*`` variables
+    decide, and where they name neither an exporter nor an endpoint, spans are not recorded and cost next to nothing.
+    The variables are read when the provider is set up, so that the host program has had its chance to install one.
 
     Args:
-        request_attributes: Tells the attributes that every span of a request is to carry.
+        request_attributes: Returns the attributes that every span of a request carries.
         version: The service's version.
-        environment: The variables; ``os.environ`` by default.
-
-    Raises:
-        TelemetryError: An ``OTEL_*`` variable makes no sense.
     """
 
-    def __init__(
-        self, request_attributes: RequestAttributes, version: str, environment: Mapping[str, str] | None = None
-    ) -> None:
-        environment = os.environ if environment is None else environment
-        self._settings = TraceSettings.from_environment(environment)
+    def __init__(self, request_attributes: RequestAttributes, version: str) -> None:
         self._request_attributes = request_attributes
         self._version = version
-        self._counts_itself = environment.get("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "").strip().lower() == "true"
-        """Whether the SDK is to count the spans that it makes, and so must make all of them."""
         self._provider: trace.TracerProvider | None = None
+        """The provider that the tracer is of."""
         self._tracer: Tracer = trace.NoOpTracer()
         self._server_tracer: ServerTracer | None = None
-        self._recorded = False
-        """Whether spans are recorded by anybody."""
-        self.propagator = _propagator(environment)
-        if not self._settings.disabled:
-            self._require_exporter()  # a missing package is an error now, and not at the first request
+        self._is_recording = False
+        self._propagate = import_module("opentelemetry.propagate")
+        self.disabled = False
+        """Whether ``OTEL_SDK_DISABLED`` is set, and no provider of the host program's."""
 
     @property
-    def disabled(self) -> bool:
-        """Whether the environment wants no spans at all."""
-        return self._settings.disabled
+    def propagator(self) -> TextMapPropagator:
+        """The process's propagator: the one that the host program has set, else as ``OTEL_PROPAGATORS`` says."""
+        propagator: TextMapPropagator = self._propagate.get_global_textmap()
+        return propagator
 
     @property
     def dropped(self) -> int:
         """How many spans never reached the backend."""
-        return _sdk().dropped(self._provider) if self._recorded else 0
+        return _sdk().dropped(self._provider) if self._is_recording else 0
 
     def tracer(self, service_name: str) -> Tracer:
         """The tracer. Set up on first use, and again where the host program installs a provider after that.
 
         Args:
             service_name: What the service is called where the environment does not say.
-
-        Returns:
-            A tracer.
         """
-        if self._settings.disabled:
-            return self._tracer
-        if trace.get_tracer_provider() is not self._provider:
+        if _global_provider() is not self._provider:
             with _set_up_lock:
                 self._set_up(service_name)
         return self._tracer
@@ -93,53 +89,71 @@ class Tracing:
         Args:
             name: The method and the route.
             parent: The context that the request was sent in.
-            attributes: What is known of it, besides what every span of the request says. Not to be used afterwards.
+            attributes: The span's attributes, besides those that every span of the request carries. Not to be used
+                afterwards.
             service_name: What the service is called where the environment does not say.
-
-        Returns:
-            A span.
         """
-        if self._settings.disabled:
+        if self.disabled:
             return self._tracer.start_span(name, parent) if parent else trace.INVALID_SPAN
         tracer = self.tracer(service_name)
-        ours = self._server_tracer
-        if ours is None or not ours.processors.only_own:
+        server_tracer = self._server_tracer
+        if server_tracer is None or not server_tracer.processors.only_internal:
             return tracer.start_span(name, parent, SpanKind.SERVER, attributes)
         attributes.update(self._request_attributes())
-        return ours.start(name, parent, attributes)
+        return server_tracer.start(name, parent, attributes)
 
     def _set_up(self, service_name: str) -> None:
-        provider = trace.get_tracer_provider()
-        if not isinstance(provider, trace.ProxyTracerProvider) or self._settings.exporters:
-            if isinstance(provider, trace.ProxyTracerProvider):
-                provider = _sdk().make_provider(self._settings, self._request_attributes, service_name)
-                trace.set_tracer_provider(provider)
-            _sdk().join(provider, self._request_attributes)
-            self._recorded = True
-            self._server_tracer = None
-            if not self._counts_itself:
-                self._server_tracer = _sdk().server_tracer(provider, SCOPE, self._version)
-        self._provider = provider
-        self._tracer = trace.get_tracer(SCOPE, self._version)
+        provider = _global_provider()
+        if provider is self._provider:
+            return
+        if not isinstance(provider, trace.ProxyTracerProvider):
+            self.disabled = False
+            self._use(provider)
+            return
+        settings = TraceSettings.from_environment(os.environ)
+        for warning in settings.warnings:
+            _warn(warning)
+        if _SDK_METRICS_VARIABLE not in settings.variables:
+            os.environ.pop(_SDK_METRICS_VARIABLE, None)
+        self.disabled = settings.disabled
+        with settings.in_force():
+            if settings.exporters and not settings.disabled:
+                trace.set_tracer_provider(_sdk().make_provider(settings, self._request_attributes, service_name))
+            self._use(trace.get_tracer_provider())
 
-    def _require_exporter(self) -> None:
-        if "otlp" in self._settings.exporters:
-            _sdk().exporter_class(self._settings)
+    def _use(self, provider: trace.TracerProvider) -> None:
+        self._tracer = trace.NoOpTracer() if self.disabled else provider.get_tracer(SCOPE, self._version)
+        self._server_tracer = None
+        self._is_recording = not isinstance(provider, trace.ProxyTracerProvider)
+        if self._is_recording:
+            _sdk().add_request_attributes(provider, self._request_attributes)
+            self._server_tracer = _sdk().server_tracer(provider, SCOPE, self._version)
+        self._provider = provider
 
     def flush(self) -> None:
         """Send what is queued, and give up what takes longer than five seconds: the service ends."""
-        if self._recorded and self._provider is not None:
+        if self._is_recording and self._provider is not None:
             _sdk().flush(self._provider)
+
+
+def _global_provider() -> trace.TracerProvider:
+    try:
+        return trace.get_tracer_provider()
+    except Exception as error:
+        value = os.environ.pop(_PROVIDER_VARIABLE, None)
+        if value is None:
+            raise
+        if value.strip():
+            _warn(f"{_PROVIDER_VARIABLE}: {value!r} is not understood and ignored: {error!r}")
+        return trace.get_tracer_provider()
+
+
+def _warn(warning: str) -> None:
+    if warning not in _warned:
+        _warned.add(warning)
+        logger.warning("%s", warning)
 
 
 def _sdk() -> Any:
     """What needs the SDK, which takes its time to load: only where spans are recorded."""
-    return importlib.import_module("agentcore_telemetry.provider")
-
-
-def _propagator(environment: Mapping[str, str]) -> Any:
-    try:
-        return importlib.import_module("opentelemetry.propagate").get_global_textmap()
-    except Exception as error:
-        value = environment.get("OTEL_PROPAGATORS")
-        raise TelemetryError(f"OTEL_PROPAGATORS={value!r} makes no sense: {error}") from None
+    return import_module("agentcore_telemetry.provider")

@@ -46,7 +46,7 @@ def node() -> str:
 
 def ours() -> Path:
     """The Python of an environment with what this runtime needs, and nothing that its developers need."""
-    return _venv(OURS, ROOT / "requirements.txt")
+    return _venv(OURS, ROOT / "requirements/runtime.txt")
 
 
 def python_peer() -> Path:

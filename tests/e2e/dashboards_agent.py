@@ -61,7 +61,7 @@ def helper(payload: dict[str, Any]) -> Any:
             app.add_async_task("digging")
         case "lose tasks":
             for task in app.agent.tasks.running():
-                app.agent.tasks.lose(task.task_id)
+                app.agent.tasks.finish(task.task_id, "lost")
     return "done"
 
 

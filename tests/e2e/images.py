@@ -200,6 +200,7 @@ class Builder:
                 shutil.copytree(path, destination, symlinks=True, dirs_exist_ok=True)
             else:
                 assert target.endswith("/"), f"COPY {value}: a directory is named with a slash"
+                destination.mkdir(parents=True, exist_ok=True)
                 (destination / path.name).unlink(missing_ok=True)
                 shutil.copy2(path, destination)
         return image

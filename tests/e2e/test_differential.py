@@ -128,6 +128,13 @@ SAME: dict[str, list[Ask]] = {
     "text that is not ASCII": [body('{"ключ": "Grüße 🦊"}'.encode())],
     "escapes": [body(rb'{"a": "\u00e9\n\"\\\/\ud83e\udd8a\u0000"}')],
     "half of a pair of surrogates": [body(rb'{"tell": "length", "of": "\ud83e"}')],
+    "a surrogate in the bytes of a body": [body(b'{"tell": "length", "of": "\xed\xa0\x80"}')],
+    "a byte order mark": [body(b'\xef\xbb\xbf{"a": "\xc3\xa9"}'), body(b"\xef\xbb\xbf"), body(b"\xff\xfe")],
+    "a body in UTF-16 or UTF-32": [
+        body('{"a": "é"}'.encode(encoding)) for encoding in ("utf-16", "utf-16-be", "utf-32", "utf-32-le")
+    ],
+    "half a character of UTF-16": [body('{"a": 1}'.encode("utf-16")[:-1])],
+    "numbers that are not finite": [body(b'{"tell": "length", "of": [NaN, Infinity, -Infinity, 1e400]}')],
     "a key twice": [body(b'{"a": 1, "a": 2}')],
     "integers beyond 64 bits": [body(b"[18446744073709551616, -123456789012345678901234567890]")],
     "a deep array": [body(b"[" * 100 + b"]" * 100)],
@@ -208,28 +215,16 @@ IN_PLACE = 'any other object becomes its `str()`, *at the place where it stands*
 KNOWN = "msgspec encodes what it knows (structs, dataclasses, attrs, enums, dates, UUIDs, decimals, sets, bytes)"
 VALID = "NaN and infinities become `null`: what leaves is always valid JSON (ours)"
 ACTION = "a JSON object with `_agent_core_app_action` is not handed to the handler: [...] anything else 400"
+REFUSED = "an integer that it refuses for its length and nesting that it refuses for its depth are 400 Invalid JSON"
 WRONG = 'wrong method or path: 405 / 404, in the same `{"error": ...}` shape (ours)'
 TOO_DEEP = json.loads("[" * 51 + '"<too_deep:list>"' + "]" * 51)
+CRASHED = Answer(500, "Internal Server Error", PLAIN_TEXT)
 MALFORMED = Answer(400, {"error": "Invalid JSON", "details": "<details>"})
-UNREADABLE = Answer(400, {"error": "Invalid encoding", "details": "<details>"})
 BAD_ID = Answer(400, {"error": "Invalid request context", "details": "<details>"})
 
 DECIDED: dict[str, Decided] = {
-    "NaN in the body": Decided(
-        Ask("async", body=b'{"tell": "length", "of": [NaN]}'), "body is not JSON: 400", Answer(200, 1), MALFORMED
-    ),
-    "a body in UTF-16": Decided(
-        Ask("async", body='{"a": 1}'.encode("utf-16")),
-        "body is not UTF-8: 400 Invalid encoding",
-        Answer(200, {"echo": {"a": 1}}),
-        UNREADABLE,
-    ),
-    "a surrogate in the bytes of a body": Decided(
-        Ask("async", body=b'{"tell": "length", "of": "\xed\xa0\x80"}'),
-        "body is not UTF-8: 400 Invalid encoding",
-        Answer(200, 1),
-        UNREADABLE,
-    ),
+    "an integer of 5,000 digits": Decided(Ask("async", body=b"1" * 5000), REFUSED, CRASHED, MALFORMED),
+    "a body that is nested too deep": Decided(Ask("async", body=b"[" * 100_000), REFUSED, CRASHED, MALFORMED),
     "a session id with a space": Decided(
         Ask("async", {}, [(SESSION, "my session")]),
         "the ids are validated (1 to 256 visible ASCII characters) (ours)",
@@ -314,6 +309,30 @@ DECIDED: dict[str, Decided] = {
         IN_PLACE,
         Answer(200, "day=datetime.date(2024, 2, 29)"),
         Answer(200, {"day": "2024-02-29"}),
+    ),
+    "value: dataclass with a text in a dict": Decided(
+        value("dataclass with a text in a dict"),
+        "that object (the innermost such one) becomes its `str()` as a whole",
+        Answer(200, "{'answer': Report(text='sunny', details=an opaque object), 'tokens': 3}"),
+        Answer(200, {"answer": "sunny", "tokens": 3}),
+    ),
+    "value: integer of 5,000 digits in a dict": Decided(
+        value("integer of 5,000 digits in a dict"),
+        "A leaf that no encoder can do [...] costs its own place alone",
+        Answer(200, {"error": "Serialization failed", "original_type": "dict"}),
+        Answer(200, {"n": {"error": "Serialization failed", "original_type": "int"}, "caption": "ok"}),
+    ),
+    "value: number of a library in a dict": Decided(
+        value("number of a library in a dict"),
+        "Numbers that pretend to be (`numpy` scalars: `__index__`, `__float__`, `item()`) are numbers.",
+        Answer(200, "{'n': five}"),
+        Answer(200, {"n": 5}),
+    ),
+    "value: time with seconds in its offset": Decided(
+        value("time with seconds in its offset"),
+        KNOWN,
+        Answer(200, "1900-01-01 00:00:00+00:19:32"),
+        Answer(200, "1899-12-31T23:40:28Z"),
     ),
     "value: time": Decided(
         value("time"), KNOWN, Answer(200, "2024-02-29 12:30:00"), Answer(200, "2024-02-29T12:30:00")

@@ -26,8 +26,8 @@ from tests.e2e.runtimes import ROOT
 SIZE_LIMIT = 90e6
 """Bytes of files that the image may add to its base."""
 
-LOCK = ROOT / "requirements.txt"
-BUILD_LOCK = ROOT / "requirements-build.txt"
+LOCK = ROOT / "requirements/runtime.txt"
+BUILD_LOCK = ROOT / "requirements/build.txt"
 DOCKERFILE = parsed((ROOT / "Dockerfile").read_text())
 STEPS: list[tuple[str, str]] = [(step["instruction"], step["value"]) for step in DOCKERFILE.structure]
 LAST_STAGE = STEPS[max(index for index, (name, _) in enumerate(STEPS) if name == "FROM") :]
@@ -286,7 +286,7 @@ def agent(payload):
 def authors_image(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Image:
     directory = tmp_path_factory.mktemp("author")
     (directory / "app.py").write_text(AUTHORS_AGENT)
-    pins = re.findall(r"^[\w.-]+==\S+", (ROOT / "requirements-e2e.txt").read_text(), re.MULTILINE)
+    pins = re.findall(r"^[\w.-]+==\S+", (ROOT / "requirements/e2e.txt").read_text(), re.MULTILINE)
     (directory / "constraints.txt").write_text("\n".join(pins))
     _, version = standing_in()
     wanted = ["opentelemetry-exporter-otlp-proto-grpc", f"--constraint={directory / 'constraints.txt'}"]

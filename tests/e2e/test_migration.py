@@ -1,13 +1,17 @@
 """An agent written for the official SDK runs here after one import line is changed, and its own tests still pass."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import httpx
+import litestar_agentcore
 import pytest
+from litestar_agentcore import BedrockAgentCoreApp
 
-from tests.e2e.runtimes import HERE, OURS, Runtime, free_ports, ported
+from tests.e2e.runtimes import HERE, OURS, ROOT, Runtime, free_ports, ported
 
 AGENT = HERE / "migration" / "agent.py.txt"
 AGENTS_TESTS = HERE / "migration" / "agent_tests.py.txt"
@@ -69,3 +73,59 @@ def test_the_agent_serves_when_its_file_is_run(runtime: Runtime, tmp_path: Path)
         volumes = client.post("/invocations", json={"action": "look up", "title": "cookbook"})
     assert answer.json() == {"answer": "You said: Hi", "session": None, "sources": []}
     assert (volumes.status_code, volumes.json()) == (404, {"error": "There is no such book"})
+
+
+# What docs/migration.md says of the official SDK's names
+
+TABLE = dict(
+    re.findall(
+        r"^\| `(\w+)` \| (here|stays where it is: keep that import|not yet \(.+\)) \|$",
+        (ROOT / "docs" / "migration.md").read_text(),
+        re.MULTILINE,
+    )
+)
+PUBLIC_NAMES = """
+import json
+import bedrock_agentcore
+import bedrock_agentcore.runtime as runtime
+
+
+def members(owner):
+    return sorted(name for name in vars(owner) if not name.startswith("_"))
+
+
+app = runtime.BedrockAgentCoreApp()
+own = {name for name in vars(app) if not name.startswith("_")} - set(vars(runtime.BedrockAgentCoreApp.__mro__[1]()))
+print(json.dumps({
+    "names": sorted({*runtime.__all__, *bedrock_agentcore.__all__}),
+    "BedrockAgentCoreApp": sorted({*members(runtime.BedrockAgentCoreApp), *own}),
+    "BedrockAgentCoreContext": members(runtime.BedrockAgentCoreContext),
+    "RequestContext": sorted(runtime.RequestContext.model_fields),
+    "PingStatus": sorted(runtime.PingStatus.__members__),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def public(reference: Runtime, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The public names of the installed SDK, and the members of those classes that are here too."""
+    done = reference.run("-c", PUBLIC_NAMES, directory=tmp_path_factory.mktemp("names"))
+    assert done.returncode == 0, done.stderr
+    names: dict[str, list[str]] = json.loads(done.stdout)
+    return names
+
+
+def test_every_public_name_of_the_official_sdk_is_in_the_table(public: dict[str, list[str]]) -> None:
+    assert sorted(TABLE) == public["names"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_name_is_where_the_table_says(name: str) -> None:
+    assert hasattr(litestar_agentcore, name) is (TABLE[name] == "here")
+
+
+@pytest.mark.parametrize("name", [name for name, where in TABLE.items() if where == "here"])
+def test_a_class_that_is_here_has_every_public_member(name: str, public: dict[str, list[str]]) -> None:
+    ours: Any = BedrockAgentCoreApp() if name == "BedrockAgentCoreApp" else getattr(litestar_agentcore, name)
+    assert public[name]
+    assert [member for member in public[name] if not hasattr(ours, member)] == []

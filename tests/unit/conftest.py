@@ -1,8 +1,9 @@
 """What the contract tests share: an app, a client of it, and the log lines as the service would write them."""
 
+import atexit
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import httpx
@@ -19,6 +20,71 @@ REQUEST_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Request-Id"
 SESSION_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
 
 Client = TestClient[BedrockAgentCoreApp]
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Undo what a test, or an app that it makes, does to the loggers of this process."""
+    root = logging.getLogger()
+    before = {
+        logger: (
+            logger.__class__,
+            logger.level,
+            logger.propagate,
+            logger.disabled,
+            logger.handlers[:],
+            logger.filters[:],
+        )
+        for logger in loggers_of(root)
+    }
+    disabled = root.manager.disable
+    yield
+    root.manager.disable = disabled
+    for logger in loggers_of(root):
+        state = before.get(logger, (logging.Logger, logging.NOTSET, True, False, [], []))
+        logger.__class__, level, logger.propagate, logger.disabled, logger.handlers[:], logger.filters[:] = state
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def fresh_logging() -> Iterator[None]:
+    """Logging as nobody has set it up, in a process without an app; see the hook below too."""
+    root = logging.getLogger()
+    root.handlers.clear()
+    root.setLevel(logging.WARNING)
+    for logger in loggers_of(root)[1:]:
+        if logger.name.startswith(("agentcore_telemetry", "litestar_agentcore", "uvicorn")):
+            logger.handlers.clear()
+            logger.filters.clear()
+            logger.setLevel(logging.NOTSET)
+            logger.propagate = True
+    yield
+    for handler in root.handlers:
+        stop_listener(handler)
+        if isinstance(handler, logging.FileHandler):
+            handler.close()
+
+
+def stop_listener(handler: logging.Handler) -> None:
+    """Have what waits in a handler's queue be written."""
+    listener = getattr(handler, "listener", None)
+    if listener is not None and listener._thread is not None:
+        listener.stop()
+        atexit.unregister(listener.stop)  # Litestar's does not bear to be stopped twice
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+    """Take what pytest adds to the root logger for the call of each test from those that use ``fresh_logging``."""
+    if "fresh_logging" in pyfuncitem.fixturenames:
+        root = logging.getLogger()
+        root.handlers[:] = [each for each in root.handlers if type(each).__module__ != "_pytest.logging"]
+    return (yield)
+
+
+def loggers_of(root: logging.Logger) -> list[logging.Logger]:
+    named = root.manager.loggerDict.values()
+    return [root, *(logger for logger in named if isinstance(logger, logging.Logger))]
 
 
 @pytest.fixture

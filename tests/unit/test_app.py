@@ -8,6 +8,7 @@ from typing import Any
 
 import litestar
 import pytest
+from litestar import Litestar, WebSocket, asgi, get, websocket
 from litestar.config.cors import CORSConfig
 from litestar.exceptions import HTTPException, NotFoundException
 from litestar.middleware import ASGIMiddleware, DefineMiddleware
@@ -15,10 +16,21 @@ from litestar.openapi import OpenAPIConfig
 from litestar.plugins import InitPlugin
 from litestar.testing import TestClient
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
-from litestar_agentcore import BedrockAgentCoreApp, BedrockAgentCoreContext, PingStatus, RequestContext, SettingsError
+from litestar_agentcore import (
+    AgentCorePlugin,
+    BedrockAgentCoreApp,
+    BedrockAgentCoreContext,
+    PingStatus,
+    RequestContext,
+    SettingsError,
+)
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client, LogLines, events
 
@@ -437,3 +449,65 @@ def test_an_app_with_a_path_of_its_own_serves_there_and_answers_404_elsewhere() 
         assert client.post("/v1/invocations", json={"a": 1}).json() == {"a": 1}
         elsewhere = client.post("/invocations", json={"a": 1})
         assert (elsewhere.status_code, list(elsewhere.json())) == (404, ["error"])
+
+
+@pytest.mark.parametrize("make", [BedrockAgentCoreApp, AgentCorePlugin])
+def test_the_entrypoint_is_in_the_mapping_of_handlers(make: Any) -> None:
+    authoring = make()
+    assert dict(authoring.handlers) == {}
+
+    assert authoring.entrypoint(echo) is echo
+    assert authoring.handlers == {"main": echo}
+    assert authoring.handlers["main"]({"a": 1}) == {"a": 1}
+    second = Agent().answer
+    authoring.entrypoint(second)
+    assert authoring.handlers == {"main": second}
+    with pytest.raises(TypeError):
+        authoring.handlers["main"] = echo
+
+
+class Agent:
+    def answer(self, payload: Any) -> Any:
+        return payload
+
+
+STARLETTES = [name for name in dir(Starlette()) if not name.startswith("_") and not hasattr(Litestar, name)]
+OF_OTHER_RELEASES = ["add_event_handler", "exception_handler", "on_event", "route", "websocket_route"]
+FASTAPIS = ["add_api_route", "add_api_websocket_route", "api_route", "include_router"]
+
+
+@pytest.mark.parametrize("name", [*STARLETTES, *OF_OTHER_RELEASES, *FASTAPIS])
+def test_a_method_of_starlettes_application_says_what_to_use_instead(app: BedrockAgentCoreApp, name: str) -> None:
+    assert not hasattr(app, name)
+    with pytest.raises(AttributeError, match=r"Litestar application\. Use .+") as raised:
+        getattr(app, name)
+    assert (raised.value.name, raised.value.obj) == (name, app)
+
+
+def test_any_other_attribute_is_missing_as_on_any_object(app: BedrockAgentCoreApp) -> None:
+    with pytest.raises(AttributeError, match=r"^'BedrockAgentCoreApp' object has no attribute 'nothing'$"):
+        app.nothing  # type: ignore[attr-defined]
+
+
+def test_what_is_to_be_used_in_the_place_of_mount_and_add_route_works(app: BedrockAgentCoreApp) -> None:
+    async def hello(request: StarletteRequest) -> PlainTextResponse:
+        return PlainTextResponse(f"hello {request.path_params['name']}")
+
+    @websocket("/talk")
+    async def talk(socket: WebSocket[Any, Any, Any]) -> None:
+        await socket.accept()
+        await socket.send_text("hi")
+
+    @get("/own")
+    async def own() -> str:
+        return "own"
+
+    mounted: Any = Starlette(routes=[Route("/hello/{name}", hello, methods=["GET", "POST"])])
+    app.register(asgi("/starlette", is_static=True, copy_scope=True)(mounted))
+    app.register(talk)
+    app.register(own)
+    with TestClient(app) as client:
+        assert client.get("/starlette/hello/you").text == client.post("/starlette/hello/you").text == "hello you"
+        assert client.get("/own").text == "own"
+        with client.websocket_connect("/talk") as conversation:
+            assert conversation.receive_text(timeout=60) == "hi"

@@ -1,19 +1,26 @@
 """The queue of ended spans: nothing that the backend does is felt by who records them, and what is lost is counted."""
 
+import gc
 import logging
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from agentcore_telemetry.environment import TraceSettings
 from agentcore_telemetry.export import REPORT_SECONDS, SHUTDOWN_SECONDS, SUPPRESS_INSTRUMENTATION, SpanExportQueue
+from agentcore_telemetry.otlp import EncodedSpan, encode_span, encode_spans
 from opentelemetry import context as otel_context
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from tests.e2e.otlp_sink import otlp_sink
+from tests.integration.server import eventually
 
 PATIENCE = 10.0
 NEVER = "3600000"
@@ -61,7 +68,7 @@ def hanging() -> Iterator[Hanging]:
 
 def queue_to(backend: SpanExporter, **variables: str) -> SpanExportQueue:
     environment = {"OTEL_BSP_SCHEDULE_DELAY": NEVER, **{f"OTEL_BSP_{name}": value for name, value in variables.items()}}
-    return SpanExportQueue(backend, TraceSettings.from_environment(environment))
+    return SpanExportQueue(lambda: backend, TraceSettings.from_environment(environment))
 
 
 def record(queue: SpanExportQueue, *names: str) -> None:
@@ -105,6 +112,21 @@ def test_a_full_batch_is_sent_at_once() -> None:
 
     assert backend.called.wait(PATIENCE)
     assert backend.batches == [["first", "second"]]
+
+
+def test_what_fills_no_batch_waits_while_full_ones_are_sent(hanging: Hanging) -> None:
+    queue = queue_to(hanging, MAX_EXPORT_BATCH_SIZE="4")
+    record(queue, *numbered(4))
+    assert hanging.called.wait(PATIENCE)
+
+    record(queue, *numbered(6))
+    hanging.released.set()
+
+    eventually(lambda: len(hanging.batches) == 2)
+    time.sleep(0.1)
+    assert [len(batch) for batch in hanging.batches] == [4, 4]
+    assert queue.force_flush()
+    assert [len(batch) for batch in hanging.batches] == [4, 4, 2]
 
 
 def test_a_lonely_span_is_sent_after_the_schedule_delay() -> None:
@@ -216,7 +238,7 @@ def test_the_log_tells_of_lost_spans_while_there_are_always_more_to_send(caplog:
             record(queue, "more")
         return SpanExportResult.FAILURE
 
-    queue = queue_to(Backend(refuse_and_find_more))
+    queue = queue_to(Backend(refuse_and_find_more), MAX_EXPORT_BATCH_SIZE="1")
     record(queue, "span")
 
     assert queue.force_flush()
@@ -227,7 +249,7 @@ def test_an_abandoned_flush_does_not_keep_later_spans_from_being_sent(hanging: H
     queue = queue_to(hanging)
     record(queue, "abandoned")
     assert not queue.force_flush(50)
-    queue.give_up()
+    queue.abandon()
 
     hanging.released.set()
     record(queue, "later")
@@ -298,7 +320,7 @@ from agentcore_telemetry.export import SpanExportQueue
 
 provider = TracerProvider()
 exporter = ConsoleSpanExporter(formatter=lambda span: span.name)
-provider.add_span_processor(SpanExportQueue(exporter, TraceSettings.from_environment({})))
+provider.add_span_processor(SpanExportQueue(lambda: exporter, TraceSettings.from_environment({})))
 provider.get_tracer("test").start_span("the last span").end()
 """
 
@@ -320,3 +342,202 @@ def test_a_second_shutdown_is_no_error() -> None:
 
     queue.shutdown()
     queue.shutdown()
+
+
+# Encoding
+
+
+class Encoding(Backend):
+    """Takes encoded spans alone, as the OTLP exporters do here."""
+
+    encode_span = staticmethod(encode_span)
+
+    def export(self, spans: Sequence[Any]) -> SpanExportResult:
+        assert all(isinstance(span, EncodedSpan) for span in spans)
+        self.batches.append([encode_spans([span]).decode(errors="replace") for span in spans])
+        return self.behave()
+
+
+def test_a_span_is_encoded_when_it_ends_and_not_kept() -> None:
+    queue = queue_to(Encoding())
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(queue)
+    event = Event("event")
+    span = provider.get_tracer("test").start_span("span")
+    span._events.append(event)  # type: ignore[attr-defined]
+    span.end()
+    gone = weakref.ref(event)
+
+    del span, event
+
+    gc.collect()
+    assert gone() is None
+    assert queue.force_flush()
+
+
+def test_a_span_that_cannot_be_encoded_is_dropped_alone_and_counted() -> None:
+    backend = Encoding()
+    queue = queue_to(backend)
+
+    record(queue, "before", "\ud800", "after")
+
+    assert queue.force_flush()
+    assert queue.dropped == 1
+    assert ["before" in name or "after" in name for name in backend.names] == [True, True]
+
+
+def test_a_span_for_which_there_is_no_room_is_not_encoded(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    monkeypatch.setattr(Hanging, "encode_span", lambda self, span: encoded.append(span.name), raising=False)
+    queue = queue_to(hanging, MAX_QUEUE_SIZE="2")
+
+    record(queue, *numbered(5))
+
+    assert encoded == numbered(2)
+    assert queue.dropped == 3
+    queue.abandon()
+
+
+# A forked process
+
+FORKING = """
+import multiprocessing, os, time
+from agentcore_telemetry.environment import TraceSettings
+from agentcore_telemetry.provider import make_provider, server_tracer
+
+provider = make_provider(TraceSettings.from_environment(os.environ), dict, "agent")
+own, sdk = server_tracer(provider, "litestar_agentcore", "1"), provider.get_tracer("a library")
+
+def record(name):
+    own.start(name, {}, {}).end()
+    sdk.start_span(name).end()
+
+def fork(work):
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0, child.exitcode
+"""
+
+FLUSHING = """
+def work():
+    record("in the child")
+    assert provider.force_flush(10_000)
+
+record("before the fork")
+fork(work)
+fork(work)
+record("after the forks")
+provider.shutdown()
+"""
+
+SCHEDULED = """
+def work():
+    record("in the child")
+    time.sleep(1)
+
+record("before the fork")
+assert provider.force_flush()
+fork(work)
+"""
+
+HELD = """
+import threading
+from agentcore_telemetry import export, spans
+processors = provider._active_span_processor._span_processors
+(queue,) = [processor for processor in processors if isinstance(processor, export.SpanExportQueue)]
+
+def work():
+    record("in the child")
+    queue._drop(0)
+    assert provider.force_flush(10_000)
+
+held, forked = threading.Event(), threading.Event()
+
+def hold():
+    with queue._export_lock, queue._count_lock, spans._lock:
+        held.set()
+        forked.wait()
+
+record("before the fork")
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+fork(work)
+forked.set()
+thread.join()
+provider.shutdown()
+"""
+
+SHUT_DOWN = """
+def work():
+    record("in the child")
+
+record("before the fork")
+provider.shutdown()
+fork(work)
+"""
+
+
+def sent(code: str, **variables: str) -> list[str]:
+    """The names of the spans that a program sends, in the order of the alphabet."""
+    with otlp_sink() as sink:
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint, "OTEL_BSP_SCHEDULE_DELAY": NEVER, **variables}
+        done = subprocess.run(
+            [sys.executable, "-c", FORKING + code],
+            env={"PYTHONPATH": ":".join(sys.path), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return sorted(span.name for span in sink.spans)
+
+
+def test_a_forked_process_sends_its_own_spans_and_its_parent_those_from_before_the_fork() -> None:
+    names = ["after the forks"] * 2 + ["before the fork"] * 2 + ["in the child"] * 4
+    assert sent(FLUSHING) == names
+
+
+def test_in_a_forked_process_a_span_is_sent_after_the_schedule_delay() -> None:
+    assert sent(SCHEDULED, OTEL_BSP_SCHEDULE_DELAY="50") == ["before the fork"] * 2 + ["in the child"] * 2
+
+
+def test_a_process_can_be_forked_while_other_threads_hold_every_lock() -> None:
+    assert sent(HELD) == ["before the fork"] * 2 + ["in the child"] * 2
+
+
+def test_a_queue_that_was_shut_down_before_the_fork_stays_so() -> None:
+    assert sent(SHUT_DOWN) == ["before the fork"] * 2
+
+
+def test_a_forked_process_does_not_write_to_the_connections_of_its_parent() -> None:
+    made: list[Backend] = []
+
+    def make() -> Backend:
+        made.append(Backend())
+        return made[-1]
+
+    queue = SpanExportQueue(make, TraceSettings.from_environment({"OTEL_BSP_SCHEDULE_DELAY": NEVER}))
+    record(queue, "before")
+    assert queue.force_flush()
+    queue._drop(3)
+
+    queue._restart_in_child()
+    assert queue.dropped == 0
+    record(queue, "after")
+    assert queue.force_flush()
+
+    assert [backend.names for backend in made] == [["before"], ["after"]]
+
+
+def test_a_queue_that_nobody_uses_any_more_is_not_kept_for_a_fork() -> None:
+    queue = queue_to(Backend())
+    queue.shutdown()
+    queue._thread.join(PATIENCE)
+    gone = weakref.ref(queue)
+
+    del queue
+    gc.collect()
+
+    assert gone() is None

@@ -3,6 +3,8 @@
 import asyncio
 import functools
 import gc
+import inspect
+import json
 import sys
 import threading
 import weakref
@@ -12,10 +14,13 @@ from contextvars import ContextVar
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from litestar.testing import TestClient
 from litestar_agentcore import BedrockAgentCoreApp, BedrockAgentCoreContext, RequestContext
+from litestar_agentcore.runtime.handler import HandlerKind, inspect_handler, name_of
 
+from tests.unit.blocking import PATIENCE, eventually
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client, events
 
 Handler = Callable[..., Any]
@@ -200,6 +205,450 @@ def test_every_kind_of_handler_is_returned_unchanged_and_answers(
     assert response.headers["content-type"] == ("text/event-stream" if "generator" in name else "application/json")
     takes_context = name.endswith(("context", "keyword"))
     assert answers(response) == [{"prompt": "hi"}, "session" if takes_context else None]
+
+
+async def awaits(payload: Any) -> Any:
+    await asyncio.sleep(0)
+    return payload
+
+
+async def iterates(payload: Any) -> Any:
+    async for value in async_generator(payload):
+        return value
+    return None
+
+
+async def enters(payload: Any) -> Any:
+    async with asyncio.timeout(1):
+        return payload
+
+
+async def awaits_on_one_path(payload: Any) -> Any:
+    if payload == "wait":
+        await asyncio.sleep(0)
+    return payload
+
+
+async def awaits_in_a_comprehension(payload: Any) -> Any:
+    return [await coroutine(number) for number in range(3)]
+
+
+async def iterates_in_a_list(payload: Any) -> Any:
+    return [value async for value in async_generator(payload)]
+
+
+async def iterates_in_a_set(payload: Any) -> Any:
+    return {str(value) async for value in async_generator(payload)}
+
+
+async def iterates_in_a_dict(payload: Any) -> Any:
+    return {str(value): value async for value in async_generator(payload)}
+
+
+async def awaits_within_a_generator_expression_that_it_consumes(payload: Any) -> Any:
+    return [value async for value in (await coroutine(number) for number in range(3))]
+
+
+async def awaits_what_has_an_await_method(payload: Any) -> Any:
+    return await asyncio.ensure_future(coroutine(payload))
+
+
+async def leaves_the_await_to_a_nested_function(payload: Any) -> Any:
+    async def nested() -> Any:
+        await asyncio.sleep(0)
+        return [payload, None]
+
+    return asyncio.create_task(nested())
+
+
+async def returns_a_generator_expression(payload: Any) -> Any:
+    return (value async for value in async_generator(payload))
+
+
+async def comprehends_plainly(payload: Any) -> Any:
+    return [number for number in range(3)]
+
+
+async def yields_nothing_and_waits_for_nobody(payload: Any) -> Any:
+    with memoryview(b"x"):
+        for _ in range(3):
+            pass
+    return (lambda value: value)(payload)
+
+
+class Objects:
+    """Callable objects, which have no code of their own but that of their class."""
+
+    class Awaits:
+        async def __call__(self, payload: Any) -> Any:
+            await asyncio.sleep(0)
+            return payload
+
+    class OneStep:
+        async def __call__(self, payload: Any) -> Any:
+            return payload
+
+    class Plain:
+        def __call__(self, payload: Any) -> Any:
+            return payload
+
+
+def traced(function: Handler) -> Handler:
+    """A decorator that awaits what it decorates."""
+
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return await function(*args, **kwargs)
+
+    return wrapper
+
+
+def handed_on(function: Handler) -> Handler:
+    """A decorator whose own code waits for nothing: it hands the coroutine on."""
+
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def plainly_decorated(function: Handler) -> Handler:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class Ask(msgspec.Struct):
+    prompt: str
+
+
+async def typed(payload: Ask) -> str:
+    return payload.prompt
+
+
+async def typed_that_awaits(payload: Ask) -> str:
+    await asyncio.sleep(0)
+    return payload.prompt
+
+
+async def typed_generator(payload: Ask) -> AsyncIterator[str]:
+    yield payload.prompt
+
+
+KINDS: list[tuple[Handler, HandlerKind]] = [
+    (plain, HandlerKind.PLAIN),
+    (generator, HandlerKind.PLAIN_GENERATOR),
+    (async_generator, HandlerKind.ASYNC_GENERATOR),
+    (awaits, HandlerKind.COROUTINE),
+    (iterates, HandlerKind.COROUTINE),
+    (enters, HandlerKind.COROUTINE),
+    (awaits_on_one_path, HandlerKind.COROUTINE),
+    (awaits_in_a_comprehension, HandlerKind.COROUTINE),
+    (iterates_in_a_list, HandlerKind.COROUTINE),
+    (iterates_in_a_set, HandlerKind.COROUTINE),
+    (iterates_in_a_dict, HandlerKind.COROUTINE),
+    (awaits_within_a_generator_expression_that_it_consumes, HandlerKind.COROUTINE),
+    (awaits_what_has_an_await_method, HandlerKind.COROUTINE),
+    (coroutine, HandlerKind.ONE_STEP),
+    (leaves_the_await_to_a_nested_function, HandlerKind.ONE_STEP),
+    (returns_a_generator_expression, HandlerKind.ONE_STEP),
+    (returns_generator, HandlerKind.ONE_STEP),
+    (returns_async_generator, HandlerKind.ONE_STEP),
+    (comprehends_plainly, HandlerKind.ONE_STEP),
+    (yields_nothing_and_waits_for_nobody, HandlerKind.ONE_STEP),
+    (functools.partial(awaits), HandlerKind.COROUTINE),
+    (functools.partial(functools.partial(coroutine)), HandlerKind.ONE_STEP),
+    (functools.partial(Methods().generator), HandlerKind.PLAIN_GENERATOR),
+    (Methods().plain, HandlerKind.PLAIN),
+    (Methods().coroutine, HandlerKind.ONE_STEP),
+    (Methods().generator, HandlerKind.PLAIN_GENERATOR),
+    (Methods().async_generator, HandlerKind.ASYNC_GENERATOR),
+    (Objects.Awaits().__call__, HandlerKind.COROUTINE),
+    (Objects.Awaits(), HandlerKind.COROUTINE),
+    (Objects.OneStep(), HandlerKind.ONE_STEP),
+    (Objects.Plain(), HandlerKind.PLAIN),
+    (functools.partial(Objects.OneStep()), HandlerKind.ONE_STEP),
+    (traced(awaits), HandlerKind.COROUTINE),
+    (traced(coroutine), HandlerKind.COROUTINE),
+    (handed_on(awaits), HandlerKind.ONE_STEP),
+    (plainly_decorated(awaits), HandlerKind.PLAIN),
+    (plainly_decorated(generator), HandlerKind.PLAIN),
+    (typed, HandlerKind.ONE_STEP),
+    (typed_that_awaits, HandlerKind.COROUTINE),
+    (str.upper, HandlerKind.PLAIN),
+    (Ask, HandlerKind.PLAIN),
+]
+
+
+@pytest.mark.parametrize(("handler", "kind"), KINDS, ids=[name_of(handler) for handler, _ in KINDS])
+def test_where_a_handler_must_run_is_told_by_its_own_code(handler: Handler, kind: HandlerKind) -> None:
+    assert inspect_handler(handler).kind is kind
+
+
+def test_a_generator_of_a_typed_payload_is_made_on_the_agents_loop_where_the_payload_is_decoded() -> None:
+    assert inspect_handler(typed_generator).kind is HandlerKind.COROUTINE
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction came with Python 3.12")
+def test_a_plain_function_that_is_marked_as_a_coroutine_function_runs_on_the_agents_loop(
+    app: BedrockAgentCoreApp, client: Client
+) -> None:
+    def marked(payload: Any) -> Any:
+        return awaits(payload)
+
+    mark: Any = inspect.markcoroutinefunction  # type: ignore[attr-defined,unused-ignore]
+    app.entrypoint(mark(marked))
+    assert app.agent.entrypoint is not None
+    assert app.agent.entrypoint.kind is HandlerKind.COROUTINE
+    assert client.post("/invocations", json="hi").json() == "hi"
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        handler
+        for handler, kind in KINDS
+        if kind in {HandlerKind.ONE_STEP, HandlerKind.COROUTINE} and handler not in {typed, typed_that_awaits}
+    ],
+    ids=name_of,
+)
+def test_async_handlers_answer_alike_wherever_they_run(
+    app: BedrockAgentCoreApp, client: Client, handler: Handler
+) -> None:
+    app.entrypoint(handler)
+    response = client.post("/invocations", json="hi")
+    assert response.status_code == 200
+    body = json.dumps(answers(response))
+    assert "hi" in body or body in {"[0, 1, 2]", "[[0, null], [1, null], [2, null]]"}
+
+
+async def where(payload: Any) -> list[Any]:
+    return [threading.current_thread().name, id(asyncio.get_running_loop())]
+
+
+async def where_after_an_await(payload: Any) -> list[Any]:
+    await asyncio.sleep(0)
+    return [threading.current_thread().name, id(asyncio.get_running_loop())]
+
+
+class TestAHandlerWithoutAnAwait:
+    def test_it_runs_in_a_thread_of_the_pool_with_the_agents_loop_as_the_running_one(
+        self, app: BedrockAgentCoreApp, client: Client
+    ) -> None:
+        app.entrypoint(where)
+        thread, loop = client.post("/invocations", json={}).json()
+        assert thread.startswith("agentcore-sync")
+        app.entrypoint(where_after_an_await)
+        assert client.post("/invocations", json={}).json() == ["agentcore-loop", loop]
+        assert loop == id(app.agent.loop.loop)
+
+    def test_the_thread_has_no_running_loop_afterwards(
+        self, app: BedrockAgentCoreApp, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def running(payload: Any) -> bool:
+            return asyncio._get_running_loop() is not None
+
+        async def fails(payload: Any) -> None:
+            raise LookupError
+
+        monkeypatch.setenv("AGENTCORE_SYNC_THREADS", "1")
+        app = BedrockAgentCoreApp()
+        with TestClient(app=app) as client:
+            for handler in (where, fails):
+                app.entrypoint(handler)
+                client.post("/invocations", json={})
+                app.entrypoint(running)
+                assert client.post("/invocations", json={}).json() is False
+
+    def test_many_that_block_do_not_wait_for_one_another(self, app: BedrockAgentCoreApp, client: Client) -> None:
+        together = threading.Barrier(8)
+
+        @app.entrypoint
+        async def handler(payload: Any) -> int:
+            return together.wait(PATIENCE)
+
+        with ThreadPoolExecutor(8) as clients:
+            answered = [clients.submit(client.post, "/invocations", json={}) for _ in range(8)]
+            assert sorted(answer.result(PATIENCE).json() for answer in answered) == list(range(8))
+
+    def test_what_it_makes_belongs_to_the_agents_loop(self, app: BedrockAgentCoreApp, client: Client) -> None:
+        seen: list[Any] = []
+        done = threading.Event()
+
+        async def work() -> None:
+            await asyncio.sleep(0)
+            seen.append(await where_after_an_await(None))
+            done.set()
+
+        @app.entrypoint
+        async def handler(payload: Any) -> int:
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.01, seen.append, "timer")
+            asyncio.create_task(work())  # noqa: RUF006 - the loop keeps it
+            return id(loop)
+
+        loop = client.post("/invocations", json={}).json()
+        assert done.wait(PATIENCE)
+        eventually(lambda: len(seen) == 2)
+        assert ["agentcore-loop", loop] in seen
+        assert loop == id(app.agent.loop.loop)
+
+    def test_what_its_value_does_while_it_is_encoded_may_ask_for_the_running_loop(
+        self, app: BedrockAgentCoreApp, client: Client
+    ) -> None:
+        class Value:
+            def model_dump(self) -> Any:
+                return id(asyncio.get_running_loop())
+
+        @app.entrypoint
+        async def handler(payload: Any) -> Any:
+            return Value()
+
+        assert client.post("/invocations", json={}).json() == id(app.agent.loop.loop)
+
+    @pytest.mark.parametrize("payload", [{}, {"prompt": 1}, []])
+    def test_a_payload_that_does_not_fit_is_refused(
+        self, app: BedrockAgentCoreApp, client: Client, payload: Any
+    ) -> None:
+        app.entrypoint(typed)
+        response = client.post("/invocations", json=payload)
+        assert (response.status_code, response.json()["error"]) == (400, "Invalid payload")
+        assert client.post("/invocations", json={"prompt": "hi"}).json() == "hi"
+
+    def test_one_that_waits_all_the_same_is_answered_500_that_says_so(
+        self, app: BedrockAgentCoreApp, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("litestar_agentcore.runtime.handler._has_one_step", lambda _: True)
+        app.entrypoint(awaits)
+        response = client.post("/invocations", json={})
+        assert response.status_code == 500
+        assert "has no await and waits all the same" in response.json()["error"]
+
+
+def exclaims(function: Handler) -> Handler:
+    """A decorator that changes the payload."""
+
+    @functools.wraps(function)
+    async def wrapper(payload: Any, *args: Any, **kwargs: Any) -> Any:
+        return await function({"prompt": f"{payload['prompt']}!"}, *args, **kwargs)
+
+    return wrapper
+
+
+def adds_an_argument(function: Handler) -> Handler:
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return await function(*args, token="secret", **kwargs)
+
+    return wrapper
+
+
+class TestDecorators:
+    def test_behind_one_the_payload_is_plain_json_and_the_author_is_told_at_the_start(
+        self, app: BedrockAgentCoreApp, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        @app.entrypoint
+        @traced
+        async def handler(payload: Ask) -> str:
+            return type(payload).__name__
+
+        with TestClient(app=app) as client:
+            assert client.post("/invocations", json={"prompt": 1}).json() == "dict"
+        (warning,) = [message for message in caplog.messages if "The payload of handler" in message]
+        assert "plain JSON" in warning
+        assert "@app.entrypoint(payload=...)" in warning
+
+    def test_its_type_may_be_said_and_is_then_decoded_before_the_decorator(
+        self, app: BedrockAgentCoreApp, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        @app.entrypoint(payload=Ask)
+        @traced
+        async def handler(payload: Ask) -> str:
+            return payload.prompt
+
+        with TestClient(app=app) as client:
+            assert client.post("/invocations", json={"prompt": "hi"}).json() == "hi"
+            assert client.post("/invocations", json={"prompt": 1}).status_code == 400
+        assert [message for message in caplog.messages if "The payload of" in message] == []
+
+    def test_a_type_that_is_said_wins_over_the_annotation(self, app: BedrockAgentCoreApp, client: Client) -> None:
+        @app.entrypoint(payload=list[int])
+        def handler(payload: Ask) -> Any:
+            return payload
+
+        assert client.post("/invocations", json=[1, 2]).json() == [1, 2]
+        assert client.post("/invocations", json={"prompt": "hi"}).status_code == 400
+
+    @pytest.mark.parametrize("payload", [threading.Lock, "nonsense"])
+    def test_a_type_that_cannot_be_decoded_is_a_type_error_that_names_it(
+        self, app: BedrockAgentCoreApp, payload: Any
+    ) -> None:
+        with pytest.raises(TypeError, match="cannot be decoded"):
+            app.entrypoint(plain, payload=payload)
+
+    def test_one_that_changes_the_payload_hands_on_what_it_made(self, app: BedrockAgentCoreApp, client: Client) -> None:
+        @app.entrypoint
+        @exclaims
+        async def handler(payload: Any, context: RequestContext) -> Any:
+            return [payload["prompt"], context.session_id]
+
+        response = client.post("/invocations", json={"prompt": "hi"}, headers={SESSION_ID: "session"})
+        assert response.json() == ["hi!", "session"]
+
+    @pytest.mark.parametrize("takes", ["payload", "payload and context"])
+    def test_one_that_adds_an_argument_is_called_with_what_the_inner_function_names(
+        self, app: BedrockAgentCoreApp, client: Client, takes: str
+    ) -> None:
+        async def of_payload(payload: Any, *, token: str) -> Any:
+            return [payload, None, token]
+
+        async def of_both(payload: Any, context: RequestContext, *, token: str) -> Any:
+            return [payload, context.session_id, token]
+
+        app.entrypoint(adds_an_argument(of_payload if takes == "payload" else of_both))
+        response = client.post("/invocations", json=1, headers={SESSION_ID: "session"})
+        assert response.json() == [1, None if takes == "payload" else "session", "secret"]
+
+    def test_one_that_hands_a_coroutine_on_has_it_awaited_on_the_agents_loop(
+        self, app: BedrockAgentCoreApp, client: Client
+    ) -> None:
+        for decorator in (handed_on, plainly_decorated):
+            app.entrypoint(decorator(where_after_an_await))
+            assert client.post("/invocations", json={}).json() == ["agentcore-loop", id(app.agent.loop.loop)]
+
+    def test_one_around_a_generator_function_streams(self, app: BedrockAgentCoreApp, client: Client) -> None:
+        for inner in (generator_context, async_generator_context):
+            app.entrypoint(plainly_decorated(inner))
+            response = client.post("/invocations", json=1, headers={SESSION_ID: "session"})
+            assert events(response) == [1, "session"]
+
+    def test_the_function_comes_back_unchanged(self, app: BedrockAgentCoreApp) -> None:
+        for handler in (plain, traced(awaits)):
+            assert app.entrypoint(payload=dict)(handler) is handler
+
+    def test_the_start_tells_how_the_handler_runs(
+        self, app: BedrockAgentCoreApp, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        told = {}
+        for handler in (plain, generator, coroutine, awaits, async_generator):
+            app.entrypoint(handler)
+            caplog.clear()
+            with TestClient(app=app):
+                pass
+            (told[handler.__name__],) = [
+                record.message for record in caplog.records if record.message.startswith(f"{handler.__name__}: ")
+            ]
+        assert told == {
+            "plain": "plain: plain, in a thread for each call",
+            "generator": "generator: plain generator, in a thread for each call",
+            "coroutine": "coroutine: async without await, in a thread for each call",
+            "awaits": "awaits: async, on the agent's loop",
+            "async_generator": "async_generator: async generator, on the agent's loop",
+        }
 
 
 def test_a_partial_of_a_bound_method_answers(app: BedrockAgentCoreApp, client: Client) -> None:
@@ -545,13 +994,17 @@ class Exiting:
         return sys.exit("enough") if payload == "exit" else payload
 
     async def coroutine(self, payload: Any) -> Any:
-        return sys.exit("enough") if payload == "exit" else payload
+        await asyncio.sleep(0)
+        return self.plain(payload)
+
+    async def one_step(self, payload: Any) -> Any:
+        return self.plain(payload)
 
     async def thread(self, payload: Any) -> Any:
         return await asyncio.to_thread(self.plain, payload)
 
 
-@pytest.mark.parametrize("name", ["plain", "coroutine", "thread"])
+@pytest.mark.parametrize("name", ["plain", "coroutine", "one_step", "thread"])
 def test_sys_exit_in_a_handler_is_answered_500_and_does_not_end_the_service(
     app: BedrockAgentCoreApp, client: Client, name: str
 ) -> None:

@@ -14,6 +14,7 @@ from litestar_agentcore.protocol.headers import (
     HeaderReader,
     RawHeaders,
     RequestHeaders,
+    handshake_headers,
     is_forwardable,
     response_headers,
 )
@@ -420,6 +421,71 @@ def test_the_names_that_are_remembered_have_a_bound_and_those_beyond_are_read_al
     request = reader.read([(SESSION_ID.encode(), b"s"), (b"Baggage", b"b=1"), (b"COOKIE", b"c")])
     assert (request.values.session_id, request.carrier) == ("s", {"baggage": "b=1"})
     assert request.values.request_headers == {"Baggage": "b=1"}
+
+
+@pytest.mark.parametrize("propagated", [PROPAGATED, ()])
+def test_the_baggage_is_kept_whatever_is_propagated(propagated: tuple[str, ...]) -> None:
+    reader = HeaderReader(propagated)
+
+    assert reader.read([(b"x-api", b"k")]).values.baggage is None
+    assert reader.read([(b"BAGGAGE", b"a=1")]).values.baggage == "a=1"
+    assert reader.read([(b"Baggage", b"a=1"), (b"baggage", b""), (b"baggage", b"b=2")]).values.baggage == "a=1,,b=2"
+
+
+# A WebSocket's handshake
+
+
+def handshake(query: str, *headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    """What a query adds to some headers."""
+    read = handshake_headers(headers, query.encode("latin-1"))
+    assert read[: len(headers)] == list(headers)
+    return read[len(headers) :]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", [REQUEST_ID, SESSION_ID, f"{CUSTOM}Tenant"])
+def test_ids_and_custom_headers_are_read_from_the_query(name: str, case: type[str]) -> None:
+    assert handshake(f"qualifier=DEFAULT&{case(name)}=a%2Fb") == [(case(name).encode(), b"a/b")]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", [REQUEST_ID, SESSION_ID, f"{CUSTOM}Tenant"])
+def test_a_header_wins_over_the_query(name: str, case: type[str]) -> None:
+    assert handshake(f"{name}=query&{CUSTOM}Other=o", (case(name).encode(), b"header")) == [
+        (f"{CUSTOM}Other".encode(), b"o")
+    ]
+    assert handshake(f"{name}=query", (case(name).encode(), b"")) == []
+
+
+@pytest.mark.parametrize("name", ["Authorization", IDENTITY_WAT, "baggage", "X-Amz-Signature", "Host", CUSTOM[1:]])
+def test_any_other_query_parameter_is_no_header(name: str) -> None:
+    assert handshake(f"{name}=a") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "value"),
+    [("=a+b%20c", b"a b c"), ("=", b""), ("", b""), ("=%C3%BC", b"\xc3\xbc"), ("=\xfc", b"\xfc"), ("=a=b", b"a=b")],
+)
+def test_a_value_is_read_as_forms_encode_it(query: str, value: bytes) -> None:
+    assert handshake(f"{CUSTOM}A{query}") == [(f"{CUSTOM}A".encode(), value)]
+
+
+@pytest.mark.parametrize("query", [f"{CUSTOM}A=a%0D%0Ab", f"{CUSTOM}A=%00", f"{CUSTOM}A%20B=a", f"{CUSTOM}A%3A=a"])
+def test_what_cannot_be_a_header_is_left_out_with_a_warning(query: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert handshake(query) == []
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.binary(), raw_headers)
+def test_any_query_is_read_and_adds_only_what_the_contract_names(
+    query: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    read = handshake_headers(headers, query)
+    assert read[: len(headers)] == headers
+    for name, _ in read[len(headers) :]:
+        assert name.lower().decode().startswith((REQUEST_ID.lower(), SESSION_ID.lower(), CUSTOM.lower()))
 
 
 # Fresh ids

@@ -1,11 +1,14 @@
 """``POST /invocations``: what a request comes to, and what a handler's outcome comes to."""
 
 import asyncio
+import dataclasses
+import gc
 import json
+import math
 import threading
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
 import attrs
@@ -69,6 +72,79 @@ def test_values_and_events_are_encoded_alike(app: BedrockAgentCoreApp, client: C
 
 def iter_of(*values: Any) -> Iterator[Any]:
     yield from values
+
+
+@dataclasses.dataclass
+class Result:
+    """What an agent framework returns: a text, beside traces that have no JSON form."""
+
+    message: str
+    traces: list[Any]
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def test_a_result_with_a_text_is_answered_with_it(app: BedrockAgentCoreApp, client: Client) -> None:
+    app.entrypoint(lambda payload: Result("sunny", [Odd()]))
+    assert client.post("/invocations", json={}).json() == "sunny"
+    app.entrypoint(lambda payload: iter_of({"result": Result("sunny", [Odd()])}, Result("sunny", [])))
+    assert events(client.post("/invocations", json={})) == [{"result": "sunny"}, {"message": "sunny", "traces": []}]
+
+
+class Raising:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __str__(self) -> str:
+        return "raising"
+
+
+class CallableRaising(Raising):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("it is no response")
+
+
+@pytest.mark.parametrize("kind", [Raising, CallableRaising])
+def test_an_object_whose_attributes_raise_is_a_value_like_any(
+    app: BedrockAgentCoreApp, client: Client, kind: type
+) -> None:
+    app.entrypoint(lambda payload: [kind()] if payload else kind())
+    assert client.post("/invocations", json=False).json() == "raising"
+    assert client.post("/invocations", json=True).json() == ["raising"]
+
+
+async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
+    raise AssertionError("it has no status code")
+
+
+CLASS_MAKERS: dict[str, Callable[[], Any]] = {
+    "dataclass": lambda: dataclasses.make_dataclass("Made", ["x"])(1),
+    "struct": lambda: msgspec.defstruct("Made", ["x"])(1),
+    "pydantic": lambda: pydantic.create_model("Made", x=(int, 1))(),
+    "response": lambda: type("Made", (starlette.responses.PlainTextResponse,), {})("own"),
+    "ASGI application": lambda: type("Made", (Odd,), {"__call__": call})(),
+}
+
+
+@pytest.mark.parametrize("make", CLASS_MAKERS.values(), ids=CLASS_MAKERS)
+def test_a_class_that_was_made_for_a_request_is_freed_after_it(
+    app: BedrockAgentCoreApp, client: Client, make: Callable[[], Any]
+) -> None:
+    made: list[weakref.ref[type]] = []
+
+    @app.entrypoint
+    def handler(payload: Any) -> Any:
+        value = make()
+        made.append(weakref.ref(type(value)))
+        return value
+
+    for _ in range(20):
+        assert client.post("/invocations", json={}).status_code == 200
+    app.entrypoint(lambda payload: payload)
+    client.post("/invocations", json={})  # a thread may hold on to what it ran last
+    gc.collect()
+    assert sum(found() is not None for found in made) <= 1
 
 
 def test_what_cannot_be_encoded_is_answered_with_its_type(app: BedrockAgentCoreApp, client: Client) -> None:
@@ -169,7 +245,7 @@ def test_the_background_task_of_a_response_runs(app: BedrockAgentCoreApp, client
 
 
 def test_an_object_that_only_looks_like_a_response_is_encoded(app: BedrockAgentCoreApp, client: Client) -> None:
-    @dataclass
+    @dataclasses.dataclass
     class Report:
         status_code: int
 
@@ -456,7 +532,30 @@ def test_any_json_reaches_the_handler(client: Client, called: list[Any], payload
     assert called == [payload]
 
 
-NOT_JSON = [b"", b" ", b"{", b"hello", b"{'a': 1}", b'{"a": 1} x', b'"\t"', b"NaN", b"[" * 100_000]
+@pytest.mark.parametrize(
+    ("body", "payload"),
+    [
+        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+        ('{"a": "grüß"}'.encode("utf-16"), {"a": "grüß"}),
+        (b'{"a": 1e400}', {"a": float("inf")}),
+        (b'"\\ud83e"', "\ud83e"),
+        (b'"\xed\xa0\x80"', "\ud800"),
+    ],
+    ids=["byte order mark", "UTF-16", "infinity", "surrogate", "surrogate in the bytes"],
+)
+def test_json_as_other_runtimes_take_it_reaches_the_handler(
+    client: Client, called: list[Any], body: bytes, payload: Any
+) -> None:
+    assert client.post("/invocations", content=body).status_code == 200
+    assert called == [payload]
+
+
+def test_a_number_that_is_none_reaches_the_handler_and_is_answered_null(client: Client, called: list[Any]) -> None:
+    assert client.post("/invocations", content=b"[NaN]").json() == [None]
+    assert math.isnan(called[0][0])
+
+
+NOT_JSON = [b"", b" ", b"{", b"hello", b"{'a': 1}", b'{"a": 1} x', b'"\t"', b"\xff\xfe", b"1" * 5000, b"[" * 100_000]
 
 
 @pytest.mark.parametrize("body", NOT_JSON, ids=range(len(NOT_JSON)))
@@ -471,8 +570,8 @@ def test_a_body_that_is_not_json_is_answered_400_invalid_json(client: Client, ca
     assert called == []
 
 
-@pytest.mark.parametrize("body", [b"\xff\xfe", b'"\xff"', b'{"a": "\xc3"}', '"grüß"'.encode("latin-1")])
-def test_a_body_that_is_not_utf8_is_answered_400_invalid_encoding(
+@pytest.mark.parametrize("body", [b"\xff", b'"\xff"', b'{"a": "\xc3"}', '"grüß"'.encode("latin-1")])
+def test_a_body_that_cannot_be_decoded_is_answered_400_invalid_encoding(
     client: Client, called: list[Any], body: bytes
 ) -> None:
     response = client.post("/invocations", content=body)
@@ -755,11 +854,9 @@ def test_without_a_forwardable_header_request_headers_is_none(
     assert client.post("/invocations", content=b"{}", headers={name: "value"}).json() == [None, None]
 
 
-def test_the_context_is_frozen_and_has_the_litestar_request(app: BedrockAgentCoreApp, client: Client) -> None:
+def test_the_context_is_a_struct_and_has_the_litestar_request(app: BedrockAgentCoreApp, client: Client) -> None:
     @app.entrypoint
     async def handler(payload: Any, context: RequestContext) -> Any:
-        with pytest.raises(AttributeError):
-            context.session_id = "other"  # type: ignore[misc]
         assert isinstance(context, msgspec.Struct)
         assert isinstance(context.request, litestar.Request)
         return [context.request.url.path, context.request.query_params["q"], await context.request.json()]
@@ -775,7 +872,7 @@ class Ask(msgspec.Struct):
     limit: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
-@dataclass
+@dataclasses.dataclass
 class AskDataclass:
     prompt: str
     limit: int = 1

@@ -1,25 +1,20 @@
-"""The contract's "Logs": one JSON object a line, and a host program's logging left alone."""
+"""The contract's "Logs": what a line looks like, for machines and for people."""
 
 import io
 import json
 import logging
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from agentcore_telemetry.logs import JsonFormatter, LogFormat, configure_logging
+from agentcore_telemetry.logs import JsonFormatter, LogFormat, make_formatter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
 
-UVICORN = ["uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"]
 EXCEPTION_KEYS = {"errorType", "errorMessage", "stackTrace", "location"}
 
 
@@ -52,17 +47,6 @@ def logger(output: io.StringIO) -> logging.Logger:
     logger = logging.Logger("tests.author", logging.DEBUG)
     logger.addHandler(handler)
     return logger
-
-
-@contextmanager
-def fresh_logging() -> Iterator[logging.Logger]:
-    """A logging tree as in a fresh process, with nothing on its root."""
-    root = logging.RootLogger(logging.WARNING)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging, "root", root)
-        patch.setattr(logging.Logger, "root", root)
-        patch.setattr(logging.Logger, "manager", logging.Manager(root))
-        yield root
 
 
 @pytest.fixture
@@ -218,126 +202,36 @@ def test_any_text_in_a_record_gives_one_line_of_json_in_utf8(message: str, error
     assert json.loads(line.encode())["logger"] == name
 
 
-def test_a_host_that_has_set_up_logging_is_left_alone(output: io.StringIO) -> None:
-    with fresh_logging() as root:
-        hosts = logging.StreamHandler(io.StringIO())
-        root.addHandler(hosts)
-        access = logging.getLogger("uvicorn.access")
-        access.addHandler(hosts)
-        access.propagate = False
-        assert configure_logging(nowhere, "DEBUG", output) is False
-        assert (root.handlers, root.level) == ([hosts], logging.WARNING)
-        assert (access.handlers, access.propagate) == ([hosts], False)
-
-
-def test_elsewhere_lines_are_written_as_json(output: io.StringIO) -> None:
-    with fresh_logging():
-        assert configure_logging(lambda: ("r-1", None), "INFO", output) is True
-        logging.getLogger("an.author").info("hello")
-    entry = only_line(output)
-    assert (entry["logger"], entry["message"], entry["requestId"]) == ("an.author", "hello", "r-1")
-
-
-def test_lines_go_to_standard_error_by_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with fresh_logging():
-        configure_logging(nowhere)
-        logging.getLogger("an.author").info("hello")
-    written = capsys.readouterr()
-    assert json.loads(written.err)["message"] == "hello"
-    assert written.out == ""
-
-
-def test_lines_below_the_level_are_not_written(output: io.StringIO) -> None:
-    with fresh_logging():
-        configure_logging(nowhere, "WARNING", output)
-        logging.getLogger("an.author").info("quiet")
-        logging.getLogger("an.author").warning("loud")
-    assert only_line(output)["message"] == "loud"
-
-
-def test_the_lines_of_uvicorn_are_led_to_the_same_place(
-    output: io.StringIO, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with fresh_logging():
-        for name in UVICORN:
-            logging.getLogger(name).addHandler(logging.StreamHandler(sys.stderr))
-            logging.getLogger(name).propagate = False
-        configure_logging(nowhere, "INFO", output)
-        for name in UVICORN:
-            logging.getLogger(name).info("from uvicorn")
-    assert [json.loads(line)["logger"] for line in output.getvalue().splitlines()] == UVICORN
-    assert capsys.readouterr().err == ""
-
-
-def test_configuring_twice_writes_each_line_once(output: io.StringIO) -> None:
-    with fresh_logging():
-        assert configure_logging(nowhere, "INFO", output) is True
-        assert configure_logging(nowhere, "INFO", output) is True
-        logging.getLogger("an.author").info("hello")
-    assert only_line(output)["message"] == "hello"
-
-
-STATE_OF_LOGGING = """
-import json, logging, sys
-
-def state():
-    names = [None, "host", "uvicorn", "uvicorn.access", "litestar", "litestar_agentcore"]
-    loggers = list(map(logging.getLogger, names))
-    return [
-        [[logger.name, logger.level, logger.propagate, logger.disabled, list(map(id, logger.handlers)),
-          list(map(id, logger.filters))] for logger in loggers],
-        id(logging.getLoggerClass()), id(logging.getLogRecordFactory()), id(logging.lastResort),
-        logging.root.manager.disable, logging.raiseExceptions, logging.getLevelName(20),
-        id(sys.excepthook), id(sys.stderr),
-    ]
-
-if configured:
-    logging.basicConfig(level=logging.ERROR)
-    logging.getLogger("host").addHandler(logging.StreamHandler())
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-before = state()
-import litestar_agentcore
-imported = state()
-litestar_agentcore.BedrockAgentCoreApp()
-print(json.dumps([imported == before, state() == before]))
-"""
-
-
-@pytest.mark.parametrize("configured", [True, False], ids=["a host with logging", "a host without"])
-def test_importing_service_or_making_an_app_changes_no_logging(configured: bool) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", f"configured = {configured}\n{STATE_OF_LOGGING}"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    assert json.loads(result.stdout) == [True, True]
-    assert result.stderr == b""
-
-
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
 
-def written(stream: io.StringIO, style: LogFormat) -> str:
-    with fresh_logging() as root:
-        assert configure_logging(lambda: ("r-1", "s-1"), stream=stream, style=style)
-        root.getChild("author").warning("café \udcff")
+def written(stream: io.StringIO, log_format: LogFormat) -> str:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(make_formatter(lambda: ("r-1", "s-1"), log_format, stream))
+    handler.handle(logging.LogRecord("author", logging.WARNING, "path", 1, "café \udcff", None, None))
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(("stream", "style"), [(io.StringIO(), "text"), (Terminal(), "auto"), (Terminal(), "text")])
-def test_text_is_for_people_and_has_the_ids_too(stream: io.StringIO, style: LogFormat) -> None:
-    line = written(stream, style)
+@pytest.mark.parametrize(
+    ("stream", "log_format"), [(io.StringIO(), "text"), (Terminal(), "auto"), (Terminal(), "text")]
+)
+def test_text_is_for_people_and_has_the_ids_too(stream: io.StringIO, log_format: LogFormat) -> None:
+    line = written(stream, log_format)
     assert "WARNING" in line
     assert line.endswith("author: café \\udcff  [request=r-1 session=s-1]\n")
 
 
-@pytest.mark.parametrize(("stream", "style"), [(io.StringIO(), "auto"), (io.StringIO(), "json"), (Terminal(), "json")])
-def test_json_is_for_machines(stream: io.StringIO, style: LogFormat) -> None:
-    assert json.loads(written(stream, style))["requestId"] == "r-1"
+@pytest.mark.parametrize(
+    ("stream", "log_format"), [(io.StringIO(), "auto"), (io.StringIO(), "json"), (Terminal(), "json")]
+)
+def test_json_is_for_machines(stream: io.StringIO, log_format: LogFormat) -> None:
+    assert json.loads(written(stream, log_format))["requestId"] == "r-1"
+
+
+def test_a_process_without_standard_error_has_a_formatter_all_the_same() -> None:
+    assert isinstance(make_formatter(nowhere, "auto", None), JsonFormatter)
 
 
 def test_colours_are_for_terminals_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,11 +246,11 @@ def test_colours_are_for_terminals_that_have_them(monkeypatch: pytest.MonkeyPatc
     assert "\x1b" not in written(Terminal(), "auto")
 
 
-def test_an_exception_is_written_below_its_line_for_people(output: io.StringIO) -> None:
-    with fresh_logging() as root:
-        configure_logging(nowhere, stream=output, style="text")
-        root.getChild("author").error("failed", exc_info=ValueError("lost"))
-    assert output.getvalue().endswith("author: failed\nValueError: lost\n")
+def test_an_exception_is_written_below_its_line_for_people() -> None:
+    error = ValueError("lost")
+    record = logging.LogRecord("author", logging.ERROR, "path", 1, "failed", None, (ValueError, error, None))
+    line = make_formatter(nowhere, "text", io.StringIO()).format(record)
+    assert line.endswith("author: failed\nValueError: lost")
 
 
 def test_a_line_has_the_ids_of_its_span_where_there_is_one(logger: logging.Logger, output: io.StringIO) -> None:
@@ -365,11 +259,3 @@ def test_a_line_has_the_ids_of_its_span_where_there_is_one(logger: logging.Logge
         logger.info("within")
     entry = only_line(output)
     assert (entry["trace_id"], entry["span_id"]) == (f"{1:032x}", f"{2:016x}")
-
-
-def test_the_query_of_a_request_is_cut_off_its_access_line(output: io.StringIO) -> None:
-    with fresh_logging():
-        configure_logging(nowhere, stream=output)
-        configure_logging(nowhere, stream=output)
-        logging.getLogger("uvicorn.access").info('%s - "%s %s" %d', "client", "GET", "/ping?key=secret", 200)
-    assert only_line(output)["message"] == 'client - "GET /ping" 200'

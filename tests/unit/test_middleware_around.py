@@ -45,7 +45,7 @@ class Exchange:
         self._body_read = False
 
     async def run(self) -> None:
-        await self._app({**SCOPE, "state": {}}, self._receive, self._send)  # type: ignore[typeddict-item]
+        await self._app({**SCOPE, "state": {}}, self._receive, self._send)
 
     async def _receive(self) -> Any:
         if not self._body_read:

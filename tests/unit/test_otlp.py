@@ -2,6 +2,7 @@
 
 import gzip
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from agentcore_telemetry import otlp
 from agentcore_telemetry.environment import TraceSettings
-from agentcore_telemetry.otlp import encode_spans, with_own_encoding
+from agentcore_telemetry.otlp import encode_span, encode_spans, with_own_encoding
 from agentcore_telemetry.provider import exporter_class, make_provider, server_tracer
 from agentcore_telemetry.spans import ServerSpan
 from hypothesis import HealthCheck, Phase, example, given, settings
@@ -156,13 +157,14 @@ def batches(draw: st.DrawFn) -> list[ReadableSpan]:
 @given(batches())
 def test_the_message_is_the_sdks_byte_for_byte(spans: list[ReadableSpan]) -> None:
     assert encode_spans(spans) == of_the_sdk(spans)
+    assert encode_spans([encode_span(span) for span in spans]) == of_the_sdk(spans)
 
 
 @settings(QUICK)
 @given(st.lists(st.tuples(st.sampled_from(OF_THE_CONVENTIONS), values), max_size=20))
 @example([("server.port", value) for value in (1, True, 1.0, "1", 0, False, 0.0, -0.0, "", None)])
 @example([("http.response.status_code", value) for value in (200, 200.0, "200", (200,), [200.0], {"200": 200})])
-def test_what_is_remembered_of_an_attribute_is_never_taken_for_another(given_values: list[tuple[str, Any]]) -> None:
+def test_one_attribute_is_never_taken_for_another(given_values: list[tuple[str, Any]]) -> None:
     for key, value in given_values:
         span = span_with({key: value}, instrumentation_scope=InstrumentationScope("scope", attributes={key: value}))
         for _ in range(2):
@@ -181,19 +183,6 @@ def test_an_attribute_that_repeats_is_encoded_for_where_it_stands() -> None:
         span.end()
 
     assert encode_spans(kept.spans) == of_the_sdk(kept.spans)
-
-
-@pytest.mark.parametrize("cached", [1, 3])
-def test_what_is_remembered_has_a_bound(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otlp, "_CACHED", cached)
-    monkeypatch.setattr(otlp, "_keys", {})
-    monkeypatch.setattr(otlp, "_repeated", {})
-
-    for number in range(10):
-        span = span_with({f"key-{number}": number, "user_agent.original": f"client/{number}", "url.path": f"/{number}"})
-        assert encode_spans([span]) == of_the_sdk([span])
-        assert len(otlp._keys) <= cached
-        assert len(otlp._repeated) <= cached
 
 
 def test_no_spans_are_an_empty_message() -> None:
@@ -313,7 +302,7 @@ def test_a_span_of_the_service_is_encoded_like_any_other(parent: SpanContext | N
     span = own_span({"http.route": "/invocations", "server.port": 8080}, parent)
     assert canonical(encode_spans([span])) == of_the_sdk([span])
 
-    span.know("http.response.status_code", 500)
+    span.set_attribute_unchecked("http.response.status_code", 500)
     span.set_attributes({"list": ["a", "b"], "tokens": 17})
     span.add_event("step", {"number": 1})
     span.add_link(CONTEXT, {"why": "retry"})
@@ -459,23 +448,65 @@ def test_an_exporter_that_is_shut_down_sends_nothing(collector: Collector, kind:
     assert collector.requests == []
 
 
-class TranslatingExporter(SpanExporter):
-    """Built as the gRPC exporter is: its ``export`` leaves the encoding to another method."""
+class ForeignExporter(SpanExporter):
+    """Encodes with a function of its own that has the name of the SDK's."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        return self._export(of_the_sdk(spans))
-
-    def _export(self, message: bytes) -> SpanExportResult:
-        return SpanExportResult.SUCCESS
+        return SpanExportResult.SUCCESS if encode_spans(spans) else SpanExportResult.FAILURE
 
 
 class CallableExporter(SpanExporter):
     export = type("Export", (), {"__call__": lambda self, spans: encode_spans(spans)})()
 
 
-@pytest.mark.parametrize("kind", [TranslatingExporter, CallableExporter, SpanExporter])
+@pytest.mark.parametrize("kind", [ForeignExporter, CallableExporter, SpanExporter])
 def test_an_exporter_that_is_built_otherwise_is_left_as_it_is(kind: type[SpanExporter]) -> None:
     assert with_own_encoding(kind) is kind
+
+
+TRANSLATING = """
+class TranslatingExporter(SpanExporter):
+    def export(self, spans):
+        sent.append(ExportTraceServiceRequest.SerializeToString(self._translate_data(spans)))
+        return SpanExportResult.SUCCESS
+
+    def _translate_data(self, data):
+        return encode_spans(data)
+"""
+"""Built as the exporter over gRPC is, whose package need not be there."""
+
+
+@pytest.mark.parametrize(
+    "encode", [list, lambda spans: [encode_span(span) for span in spans]], ids=["spans", "encoded"]
+)
+def test_the_exporter_over_grpc_gets_a_message_of_protobufs(encode: Callable[[list[ReadableSpan]], Any]) -> None:
+    names: dict[str, Any] = {**globals(), "encode_spans": trace_encoder.encode_spans, "sent": []}
+    exec(TRANSLATING, names)
+    kind = with_own_encoding(names["TranslatingExporter"])
+    assert kind is not names["TranslatingExporter"]
+    with exporting(kind) as exporter:
+        assert exporter.export(encode(SPANS)) is SpanExportResult.SUCCESS
+
+    assert names["sent"] == [of_the_sdk(SPANS)]
+
+
+def test_spans_that_were_encoded_one_by_one_are_sent_as_any(collector: Collector) -> None:
+    with exporting(OWN) as exporter:
+        assert exporter.export([encode_span(span) for span in SPANS]) is SpanExportResult.SUCCESS  # type: ignore[misc]
+
+    assert [body for _, _, body in collector.requests] == [of_the_sdk(SPANS)]
+
+
+def test_of_spans_that_are_encoded_little_is_left_to_do() -> None:
+    spans = [span_with({f"key-{number}": number for number in range(20)}) for _ in range(512)]
+
+    def seconds(batch: Sequence[Any]) -> float:
+        began = time.thread_time()
+        encode_spans(batch)
+        return time.thread_time() - began
+
+    encoded = [encode_span(span) for span in spans]
+    assert min(seconds(encoded) for _ in range(5)) < min(seconds(spans) for _ in range(5)) / 5
 
 
 @pytest.mark.parametrize("exporter", [lambda: SpanExporter(), object()])
@@ -484,8 +515,7 @@ def test_what_is_no_class_is_left_as_it_is(exporter: Any) -> None:
 
 
 def test_over_http_the_environments_exporter_has_the_own_encoding(collector: Collector) -> None:
-    kind = exporter_class(TraceSettings.from_environment({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}))
-    assert kind is not None
+    kind = exporter_class("otlp", TraceSettings.from_environment({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}))
     assert kind is not OTLPSpanExporter
     assert issubclass(kind, OTLPSpanExporter)
     with exporting(kind) as exporter:

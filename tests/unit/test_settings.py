@@ -1,22 +1,31 @@
 """Settings: one frozen struct, read from ``AGENTCORE_*`` once; a value that does not fit names its variable."""
 
-from typing import Any
+import re
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import pytest
 from litestar_agentcore import BedrockAgentCoreApp, Settings, SettingsError
+from litestar_agentcore.protocol.settings import retired_variables
 
 VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
-    ("AGENTCORE_MAX_BODY_BYTES", 100 * 1024 * 1024, "4096", 4096, ["0", "-1", "1.5", "many", "", "0x10"]),
-    ("AGENTCORE_HANDLER_ISOLATION", "isolated", "inline", "inline", ["none", "Inline", ""]),
-    ("AGENTCORE_STALL_SECONDS", 0.1, "0.5", 0.5, ["0", "-1", "nan", "soon", ""]),
-    ("AGENTCORE_MAX_WORKER_LOOPS", 32, "1", 1, ["0", "-1", "1.5", "many", ""]),
-    ("AGENTCORE_SHUTDOWN_GRACE_SECONDS", 30, "3600", 3600, ["-1", "nan", "soon", ""]),
-    ("AGENTCORE_SYNC_THREADS", 64, "8", 8, ["0", "-1", "1.5", "many", "", "1,000"]),
-    ("AGENTCORE_STREAM_BUFFER_BYTES", 64 * 1024, "1", 1, ["0", "-1", "1.5", "64k", ""]),
-    ("AGENTCORE_PING_TIMEOUT_SECONDS", 0.5, "0.25", 0.25, ["0", "-1", "nan", "1e999", "soon", "", "1s"]),
-    ("AGENTCORE_LOG_LEVEL", "INFO", "WARNING", "WARNING", ["LOUD", "20", ""]),
-    ("AGENTCORE_LOG_FORMAT", "auto", "text", "text", ["xml", "JSON", ""]),
+    ("AGENTCORE_MAX_BODY_BYTES", 100 * 1024 * 1024, "4096", 4096, ["0", "-1", "1.5", "many", "0x10"]),
+    ("AGENTCORE_HANDLER_ISOLATION", "isolated", "inline", "inline", ["none", "in line"]),
+    ("AGENTCORE_STALL_SECONDS", 0.1, "0.5", 0.5, ["0", "-1", "nan", "soon"]),
+    ("AGENTCORE_SHUTDOWN_GRACE_SECONDS", 30, "3600", 3600, ["-1", "nan", "soon"]),
+    ("AGENTCORE_SYNC_THREADS", 64, "8", 8, ["0", "-1", "1.5", "many", "1,000"]),
+    ("AGENTCORE_PARKED_THREADS", 1000, "8", 8, ["0", "-1", "1.5", "many"]),
+    ("AGENTCORE_STREAM_BUFFER_BYTES", 64 * 1024, "1", 1, ["0", "-1", "1.5", "64k"]),
+    ("AGENTCORE_PING_TIMEOUT_SECONDS", 0.5, "0.25", 0.25, ["0", "-1", "nan", "1e999", "soon", "1s"]),
+    ("AGENTCORE_LOG_LEVEL", "INFO", "WARNING", "WARNING", ["LOUD", "20", "TRACE", "NOTSET"]),
+    ("AGENTCORE_LOG_FORMAT", "auto", "text", "text", ["xml", "off"]),
+]
+WORDS = [
+    (variable, word)
+    for field in msgspec.structs.fields(Settings)
+    if get_origin(field.type) is Literal
+    for variable in [f"AGENTCORE_{field.name.upper()}"]
+    for word in get_args(field.type)
 ]
 
 
@@ -49,6 +58,63 @@ def test_a_value_that_makes_no_sense_is_an_error_that_names_variable_and_value(v
         Settings.from_environment({variable: text})
     assert variable in str(caught.value)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n"], ids=repr)
+@pytest.mark.parametrize("variable", ["AGENT_NAME", *(row[0] for row in VARIABLES)])
+def test_an_empty_variable_is_unset(variable: str, text: str) -> None:
+    assert Settings.from_environment({variable: text}) == Settings()
+
+
+@pytest.mark.parametrize(("variable", "word"), WORDS)
+def test_a_word_counts_in_any_case(variable: str, word: str) -> None:
+    for text in (word.lower(), word.upper(), word.title()):
+        assert getattr(Settings.from_environment({variable: text}), field_of(variable)) == word
+
+
+@pytest.mark.parametrize(("text", "level"), [("WARN", "WARNING"), ("warn", "WARNING"), ("Fatal", "CRITICAL")])
+def test_a_level_may_have_the_other_name_that_python_has_for_it(text: str, level: str) -> None:
+    assert Settings.from_environment({"AGENTCORE_LOG_LEVEL": text}).log_level == level
+
+
+def test_a_level_is_no_word_of_another_variable() -> None:
+    with pytest.raises(SettingsError):
+        Settings.from_environment({"AGENTCORE_LOG_FORMAT": "warn"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "accepted"),
+    [
+        ("AGENTCORE_LOG_LEVEL", "LOUD", "DEBUG, INFO, WARNING, ERROR, CRITICAL"),
+        ("AGENTCORE_LOG_FORMAT", "xml", "auto, json, text, none"),
+        ("AGENTCORE_HANDLER_ISOLATION", "none", "isolated, inline"),
+        ("AGENTCORE_SYNC_THREADS", "many", "int"),
+        ("AGENTCORE_SYNC_THREADS", "0", ">= 1"),
+        ("AGENTCORE_STALL_SECONDS", "soon", "float"),
+    ],
+)
+def test_the_error_says_what_is_accepted(variable: str, text: str, accepted: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(accepted)):
+        Settings.from_environment({variable: text})
+
+
+def test_a_retired_variable_is_found_where_it_is_set_and_no_error() -> None:
+    environment = {"AGENTCORE_MAX_WORKER_LOOPS": "many", "AGENTCORE_SYNC_THREADS": "8"}
+    assert retired_variables(environment) == ["AGENTCORE_MAX_WORKER_LOOPS"]
+    assert Settings.from_environment(environment) == Settings(sync_threads=8)
+    assert retired_variables({"AGENTCORE_MAX_WORKER_LOOPS": ""}) == []
+
+
+def test_retired_variables_are_looked_for_in_the_environment_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AGENTCORE_MAX_WORKER_LOOPS", raising=False)
+    assert retired_variables() == []
+    monkeypatch.setenv("AGENTCORE_MAX_WORKER_LOOPS", "4")
+    assert retired_variables() == ["AGENTCORE_MAX_WORKER_LOOPS"]
+
+
+def test_no_setting_is_retired() -> None:
+    variables = {f"AGENTCORE_{name.upper()}": "1" for name in Settings.__struct_fields__}
+    assert retired_variables(variables) == []
 
 
 def test_a_settings_error_is_a_value_error() -> None:

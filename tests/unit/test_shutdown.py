@@ -4,7 +4,11 @@ import asyncio
 import logging
 import re
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,9 +19,8 @@ import uvicorn
 from litestar_agentcore import BedrockAgentCoreApp
 from starlette.responses import StreamingResponse
 
+from tests.unit.blocking import PATIENCE, Block
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, LogLines
-
-PATIENCE = 10.0
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +70,24 @@ async def eventually(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+SCOPE = {
+    "root_path": "",
+    "query_string": b"",
+    "headers": [(b"host", b"agent"), (SESSION_ID.lower().encode(), b"raw"), (REQUEST_ID.lower().encode(), b"of-raw")],
+    "http_version": "1.1",
+    "server": ("agent", 80),
+    "client": ("client", 1),
+}
+INVOCATION = SCOPE | {
+    "type": "http",
+    "method": "POST",
+    "scheme": "http",
+    "path": "/invocations",
+    "raw_path": b"/invocations",
+}
+WEBSOCKET = SCOPE | {"type": "websocket", "scheme": "ws", "path": "/ws", "raw_path": b"/ws", "subprotocols": []}
 
 
 def terminate() -> None:
@@ -440,6 +461,7 @@ def test_a_response_of_the_authors_own_is_cut_off_and_not_made_to_look_complete(
         return StreamingResponse(body())
 
     app = app_of(handler)
+    serve: Any = app
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -454,20 +476,7 @@ def test_a_response_of_the_authors_own_is_cut_off_and_not_made_to_look_complete(
                     await asyncio.Event().wait()
                 return message
 
-            scope = {
-                "type": "http",
-                "method": "POST",
-                "path": "/invocations",
-                "raw_path": b"/invocations",
-                "root_path": "",
-                "query_string": b"",
-                "headers": [(b"host", b"agent")],
-                "http_version": "1.1",
-                "scheme": "http",
-                "server": ("agent", 80),
-                "client": ("client", 1),
-            }
-            call = asyncio.create_task(app(scope, receive, send))
+            call = asyncio.create_task(serve(dict(INVOCATION), receive, send))
             await eventually(lambda: len(sent) == 2)
             terminate()
             await call
@@ -475,3 +484,456 @@ def test_a_response_of_the_authors_own_is_cut_off_and_not_made_to_look_complete(
     asyncio.run(main())
     assert [message.get("more_body") for message in sent] == [None, True]
     assert count(app, 'agentcore_invocations_total{mode="unary",outcome="timeout"}') == 1
+
+
+class Leaving:
+    """A client that leaves when it is told to."""
+
+    def __init__(self, app: BedrockAgentCoreApp) -> None:
+        self._app = app
+        self._body: list[Any] = [{"type": "http.request", "body": b"{}", "more_body": False}]
+        self._left = asyncio.Event()
+
+    async def _receive(self) -> Any:
+        if self._body:
+            return self._body.pop()
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None: ...
+
+    async def invoke(self) -> "asyncio.Task[None]":
+        """Invoke, and come back once the invocation is being served."""
+        before = len(self._app.agent.running)
+        app: Any = self._app
+        call = asyncio.create_task(app(dict(INVOCATION), self._receive, self._send))
+        await eventually(lambda: len(self._app.agent.running) > before)
+        return call
+
+    def leave(self) -> None:
+        self._left.set()
+
+
+class GoesOn:
+    """Handlers that go on when their clients have left, until they are let go."""
+
+    def __init__(self) -> None:
+        self.called, self.go_on, self.ended = threading.Event(), threading.Event(), threading.Event()
+
+    def _wait(self) -> None:
+        self.called.set()
+        self.go_on.wait(PATIENCE)
+        self.ended.set()
+
+    async def _wait_async(self) -> None:
+        self.called.set()
+        while not self.go_on.is_set():
+            await asyncio.sleep(0.005)
+        self.ended.set()
+
+    def plain(self, payload: Any) -> str:
+        self._wait()
+        return "unheard"
+
+    async def one_step(self, payload: Any) -> str:
+        return self.plain(payload)
+
+    async def coroutine(self, payload: Any) -> str:
+        await self._wait_async()
+        return "unheard"
+
+    def plain_around_a_coroutine(self, payload: Any) -> Any:
+        return self.coroutine(payload)
+
+    def generator(self, payload: Any) -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+                time.sleep(0.005)
+        finally:
+            self._wait()
+
+    async def async_generator(self, payload: Any) -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0.005)
+        finally:
+            await self._wait_async()
+
+    def returned_generator(self, payload: Any) -> Any:
+        return self.generator(payload)
+
+    async def returned_async_generator(self, payload: Any) -> Any:
+        await asyncio.sleep(0)
+        return self.async_generator(payload)
+
+    async def generator_that_is_returned_late(self, payload: Any) -> Any:
+        generator = self.async_generator(payload)
+        await anext(generator)
+        await asyncio.sleep(0.3)
+        return generator
+
+    def plain_generator_that_is_returned_late(self, payload: Any) -> Any:
+        generator = self.generator(payload)
+        next(generator)
+        time.sleep(0.3)
+        return generator
+
+
+GOING_ON = [
+    (name, isolation)
+    for name in vars(GoesOn)
+    if not name.startswith("_")
+    for isolation in ("isolated", "inline")
+    if (name, isolation) != ("one_step", "inline")  # which blocks the loop that all of this runs on
+]
+
+
+@pytest.fixture
+def watched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients are looked after from the beginning, and not after a second."""
+    monkeypatch.setattr("litestar_agentcore.disconnects.WATCH_AFTER_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize(("name", "isolation"), GOING_ON)
+@pytest.mark.usefixtures("watched_at_once")
+class TestAHandlerWhoseClientHasLeft:
+    @pytest.fixture
+    def handlers(self) -> Iterator[GoesOn]:
+        handlers = GoesOn()
+        yield handlers
+        handlers.go_on.set()
+
+    @pytest.fixture
+    def app(self, monkeypatch: pytest.MonkeyPatch, isolation: str, handlers: GoesOn, name: str) -> BedrockAgentCoreApp:
+        monkeypatch.setenv("AGENTCORE_HANDLER_ISOLATION", isolation)
+        return app_of(getattr(handlers, name))
+
+    @staticmethod
+    async def left_by_its_client(app: BedrockAgentCoreApp, handlers: GoesOn) -> "asyncio.Task[None]":
+        client = Leaving(app)
+        call = await client.invoke()
+        await asyncio.sleep(0.05)
+        client.leave()
+        await eventually(handlers.called.is_set)
+        await asyncio.sleep(0.05)
+        return call
+
+    def test_it_is_work_until_its_code_has_ended(self, app: BedrockAgentCoreApp, handlers: GoesOn) -> None:
+        async def main() -> None:
+            async with app.lifespan():
+                call = await self.left_by_its_client(app, handlers)
+                for _ in range(10):
+                    await asyncio.sleep(0.02)
+                    (work,) = app.agent.work
+                    assert work.values.session_id == "raw"
+                handlers.go_on.set()
+                await eventually(lambda: not app.agent.work)
+                assert handlers.ended.is_set()
+                await call
+
+        asyncio.run(main())
+
+    def test_a_shutdown_waits_for_it(self, app: BedrockAgentCoreApp, handlers: GoesOn, log: LogLines) -> None:
+        async def main() -> None:
+            async with living(app) as told:
+                call = await self.left_by_its_client(app, handlers)
+                terminate()
+                await asyncio.sleep(0.3)
+                assert told == []
+                handlers.go_on.set()
+                await eventually(lambda: told)
+                assert handlers.ended.is_set()
+                await call
+
+        asyncio.run(main())
+        assert [line for line in log.lines if "was still running" in line["message"]] == []
+
+    def test_one_that_takes_longer_than_the_grace_is_named(
+        self, app: BedrockAgentCoreApp, handlers: GoesOn, grace: Callable[[float], None], log: LogLines, name: str
+    ) -> None:
+        grace(0.2)
+        app = app_of(getattr(handlers, name))
+
+        async def main() -> None:
+            async with living(app) as told:
+                await self.left_by_its_client(app, handlers)
+                terminate()
+                await eventually(lambda: told)
+                handlers.go_on.set()
+
+        asyncio.run(main())
+        (line,) = [line for line in log.lines if "was still running at shutdown" in line["message"]]
+        assert (line["sessionId"], line["requestId"]) == ("raw", "of-raw")
+
+
+@pytest.mark.usefixtures("watched_at_once")
+def test_a_handler_that_outlives_its_loop_is_work_until_it_ends() -> None:
+    handlers = GoesOn()
+    app = app_of(handlers.plain)
+
+    async def main() -> None:
+        async with app.lifespan():
+            client = Leaving(app)
+            await client.invoke()
+            client.leave()
+            await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+    assert len(app.agent.work) == 1
+    handlers.go_on.set()
+    deadline = time.monotonic() + PATIENCE
+    while app.agent.work:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class TestTheEndOfALifespanWithoutASignal:
+    """A server may end by itself, as uvicorn does after so many requests."""
+
+    def test_what_runs_has_its_grace(self, log: LogLines) -> None:
+        app = BedrockAgentCoreApp()
+        done: list[str] = []
+
+        @app.async_task
+        async def research() -> None:
+            await asyncio.sleep(0.3)
+            done.append("research")
+
+        @app.entrypoint
+        async def handler(payload: Any) -> None:
+            if payload == "research":
+                asyncio.create_task(research())  # noqa: RUF006
+            else:
+                await asyncio.sleep(0.3)
+                done.append("invocation")
+
+        async def main() -> "asyncio.Task[httpx.Response]":
+            async with living(app):
+                await invoke(app, "one", "research")
+                call = await begin(app, "two")
+            assert sorted(done) == ["invocation", "research"]
+            return call
+
+        asyncio.run(main())
+        assert [line for line in log.lines if "was still running" in line["message"]] == []
+
+    def test_what_takes_longer_is_cancelled_and_named(self, grace: Callable[[float], None], log: LogLines) -> None:
+        grace(0.3)
+        app = app_of(waits)
+
+        async def main() -> float:
+            async with living(app):
+                await begin(app, "one")
+                app.add_async_task("by hand")
+                began = time.monotonic()
+            return time.monotonic() - began
+
+        assert 0.3 <= asyncio.run(main()) < PATIENCE / 2
+        found = re.findall(r"The (.+) was still running", "\n".join(line["message"] for line in log.lines))
+        assert found == ["invocation of session one", "task by hand of session None"]
+
+    def test_where_no_server_waits_it_is_cancelled_at_once(self, log: LogLines) -> None:
+        app = app_of(waits)
+
+        async def main() -> float:
+            async with app.lifespan():
+                await begin(app, "one")
+                began = time.monotonic()
+            return time.monotonic() - began
+
+        assert asyncio.run(main()) < PATIENCE / 2
+        assert [line["sessionId"] for line in log.lines if "was still running" in line["message"]] == ["one"]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["without an await", "with an await"])
+def test_a_task_whose_first_step_has_not_run_when_the_signal_comes_has_its_grace(waits: bool) -> None:
+    app, block = BedrockAgentCoreApp(), Block()
+    done = threading.Event()
+
+    @app.async_task
+    async def research() -> None:
+        await asyncio.sleep(0.1)
+        done.set()
+
+    async def one_step(payload: Any) -> str:
+        asyncio.create_task(research())  # noqa: RUF006
+        asyncio.get_running_loop().call_soon_threadsafe(block)
+        return "begun"
+
+    async def several_steps(payload: Any) -> str:
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon_threadsafe(block)  # before the first step of the task
+        asyncio.create_task(research())  # noqa: RUF006
+        return "begun"
+
+    app.entrypoint(several_steps if waits else one_step)
+
+    async def main() -> None:
+        async with living(app) as told:
+            assert (await invoke(app, "one")).json() == "begun"
+            terminate()
+            await asyncio.sleep(0.3)
+            assert told == []
+            block.release()
+            await eventually(lambda: told)
+            assert done.is_set()
+
+    asyncio.run(main())
+
+
+def test_a_drain_looks_for_work_after_the_loop_has_turned() -> None:
+    """What was scheduled by then, and makes a task when it runs, is waited for as well."""
+    app, block, done = BedrockAgentCoreApp(), Block(), threading.Event()
+
+    @app.async_task
+    async def research() -> None:
+        await asyncio.sleep(0.1)
+        done.set()
+
+    async def main() -> None:
+        async with living(app) as told:
+            loop = app.agent.loop.loop
+            loop.call_soon_threadsafe(block)
+            await asyncio.to_thread(block.wait_until_entered)
+            loop.call_soon_threadsafe(lambda: loop.create_task(research()))
+            terminate()
+            await asyncio.sleep(0.2)
+            assert told == []
+            block.release()
+            await eventually(lambda: told)
+            assert done.is_set()
+
+    asyncio.run(main())
+
+
+class NotToBegin:
+    """Handlers that are called while something holds the loop, and are cancelled before they begin."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+
+    async def coroutine(self, payload: Any) -> None:
+        self.begun.set()
+        await asyncio.sleep(0)
+
+    def plain_around_a_coroutine(self, payload: Any) -> Any:
+        return self.coroutine(payload)
+
+    async def async_generator(self, payload: Any) -> AsyncIterator[int]:
+        self.begun.set()
+        yield 1
+
+    def plain_around_an_async_generator(self, payload: Any) -> Any:
+        return self.async_generator(payload)
+
+
+@pytest.mark.parametrize("name", [name for name in vars(NotToBegin) if not name.startswith("_")])
+def test_what_is_cancelled_before_the_held_loop_has_begun_it_never_begins(
+    grace: Callable[[float], None], name: str
+) -> None:
+    grace(0.2)
+    handlers, block = NotToBegin(), Block()
+    app = app_of(getattr(handlers, name))
+
+    async def main() -> None:
+        async with living(app) as told:
+            app.agent.loop.loop.call_soon_threadsafe(block)
+            await asyncio.to_thread(block.wait_until_entered)
+            call = await begin(app, "one")
+            terminate()
+            assert (await call).status_code in {503, 200}  # 200: a stream whose only event says so
+            await eventually(lambda: told)
+            block.release()
+            assert await app.agent.loop.turn(PATIENCE)
+            await eventually(lambda: not app.agent.work)
+
+    asyncio.run(main())
+    assert not handlers.begun.is_set()
+
+
+def test_a_websocket_handler_that_is_cancelled_before_the_held_loop_has_begun_it_never_begins(
+    grace: Callable[[float], None],
+) -> None:
+    grace(0.2)
+    app, block, begun = BedrockAgentCoreApp(), Block(), threading.Event()
+    sent: list[Any] = []
+
+    @app.websocket
+    async def handler(websocket: Any, context: Any) -> None:
+        begun.set()
+        await websocket.accept()
+
+    async def receive() -> Any:
+        await asyncio.sleep(PATIENCE)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        serve: Any = app
+        async with living(app) as told:
+            app.agent.loop.loop.call_soon_threadsafe(block)
+            await asyncio.to_thread(block.wait_until_entered)
+            connection = asyncio.create_task(serve(dict(WEBSOCKET), receive, send))
+            await eventually(lambda: app.agent.running)
+            terminate()
+            await connection
+            await eventually(lambda: told)
+            block.release()
+            assert await app.agent.loop.turn(PATIENCE)
+
+    asyncio.run(main())
+    assert not begun.is_set()
+    assert [message.get("code") for message in sent] == [None, 1001]
+
+
+FORKING = """
+    import asyncio, multiprocessing, os, signal, sys, time
+    from litestar_agentcore import BedrockAgentCoreApp
+
+    def own(number, frame): pass
+
+    def dispositions():
+        return [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
+
+    def in_a_child(expected):
+        child = os.fork()
+        if not child:
+            os._exit(0 if dispositions() == expected else 1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def ended_by_terminate():
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join(10)
+        return child.exitcode == -signal.SIGTERM
+
+    async def main():
+        async with BedrockAgentCoreApp().lifespan():
+            ours = dispositions()
+            assert own not in ours
+            defaults = [signal.SIG_DFL, signal.default_int_handler]
+            assert in_a_child(defaults), "a child has our handlers"
+            assert await asyncio.to_thread(in_a_child, defaults), "a child of a thread has our handlers"
+            assert ended_by_terminate()
+            assert dispositions() == ours, "the parent lost its handlers"
+            signal.signal(signal.SIGTERM, own)
+            assert in_a_child([own, signal.default_int_handler]), "a child lost a handler of the author's"
+        signal.signal(signal.SIGTERM, own)
+        signal.signal(signal.SIGINT, own)
+        assert in_a_child([own, own]), "a child lost the handlers of a server that has ended"
+
+    signal.signal(signal.SIGTERM, own)
+    signal.signal(signal.SIGINT, own)
+    asyncio.run(main())
+    print("as it should be")
+"""
+
+
+def test_a_forked_child_is_ended_by_its_signals_as_any_other_program() -> None:
+    script = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", textwrap.dedent(FORKING)]
+    ended = subprocess.run(script, capture_output=True, text=True, timeout=6 * PATIENCE, check=False)
+    assert ended.stdout.strip() == "as it should be", ended.stderr

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 from agentcore_telemetry.environment import TraceSettings
 from agentcore_telemetry.provider import make_provider, server_tracer
-from agentcore_telemetry.spans import OwnProcessors, ServerSpan, ServerTracer
+from agentcore_telemetry.spans import InternalSpanProcessors, ServerSpan, ServerTracer
 from agentcore_telemetry.tracing import Tracing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -88,7 +88,7 @@ class Pair:
     ) -> None:
         limits = limits or SpanLimits()
         self.own_ended, self.sdk_ended = Kept(), Kept()
-        processors = OwnProcessors(Kept)
+        processors = InternalSpanProcessors(Kept)
         own = TracerProvider(sampler, HERE, False, processors, ids(), limits)
         own.add_span_processor(self.own_ended)
         sdk = TracerProvider(sampler, HERE, False, None, ids(), limits)
@@ -261,7 +261,13 @@ def test_what_the_sdk_overlooks_raises_nothing(method: str, arguments: tuple[Any
 
 
 @HYPOTHESIS
-@given(st.lists(st.tuples(st.sampled_from(["know", "set_attribute"]), texts.filter(bool), st.integers() | texts)))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["set_attribute_unchecked", "set_attribute"]), texts.filter(bool), st.integers() | texts
+        )
+    )
+)
 def test_what_the_service_knows_and_what_others_set_are_attributes_of_one_span(
     calls: list[tuple[str, str, Any]],
 ) -> None:
@@ -624,7 +630,7 @@ def test_a_provider_of_the_services_own_has_a_short_way() -> None:
     tracer = server_tracer(own_provider(), "litestar_agentcore", "1")
 
     assert isinstance(tracer, ServerTracer)
-    assert tracer.processors.only_own
+    assert tracer.processors.only_internal
 
 
 @pytest.mark.parametrize("provider", [TracerProvider(shutdown_on_exit=False), trace.NoOpTracerProvider()], ids=type)
@@ -1011,11 +1017,19 @@ def test_without_an_exporter_the_sdk_is_not_imported_and_prometheus_client_not_b
     assert done.returncode == 0, done.stderr
 
 
-def test_with_an_endpoint_the_sdk_is_imported_with_the_app() -> None:
-    code = "import sys; from litestar_agentcore import BedrockAgentCoreApp; BedrockAgentCoreApp()"
-    done = run(
-        f"{code}; sys.exit('opentelemetry.sdk' not in sys.modules)", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9"
-    )
+STARTED = """
+import sys
+from litestar.testing import TestClient
+from litestar_agentcore import BedrockAgentCoreApp
+app = BedrockAgentCoreApp()
+assert "opentelemetry.sdk.trace" not in sys.modules, "the host program has had no chance to install a provider"
+with TestClient(app=app):
+    assert "opentelemetry.sdk.trace" in sys.modules, "the first request has to wait for the SDK"
+"""
+
+
+def test_with_an_endpoint_the_sdk_is_imported_when_the_service_begins_to_serve() -> None:
+    done = run(STARTED, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
 
     assert done.returncode == 0, done.stderr
 

@@ -13,6 +13,8 @@ from litestar.utils.scope.state import ScopeState
 
 from litestar_agentcore.exchange import InvocationExchange
 from litestar_agentcore.openapi import INVOCATION_ERRORS, invocation_operation
+from litestar_agentcore.protocol.headers import sendable_headers
+from litestar_agentcore.responses import sendable_cookies
 from litestar_agentcore.runtime.agent import Agent
 
 PATH = "/invocations"
@@ -33,8 +35,9 @@ class InvocationResponse(Response[None]):
     def to_asgi_response(self, app: Litestar | None, request: Request[Any, Any, Any], **options: Any) -> ASGIResponse:
         """Give the ASGI application that answers, with the headers and cookies that were set meanwhile."""
         fields = {**(options.get("headers") or {}), **self.headers}
-        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
-        headers += [cookie.to_encoded_header() for cookie in (*self.cookies, *(options.get("cookies") or ()))]
+        headers = sendable_headers((name.lower(), value) for name, value in fields.items())
+        cookies = sendable_cookies((*self.cookies, *(options.get("cookies") or ())))
+        headers += sendable_headers(cookie.to_encoded_header() for cookie in cookies)
         return cast("ASGIResponse", partial(self._exchange, headers=headers) if headers else self._exchange)
 
 

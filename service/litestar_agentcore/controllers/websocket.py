@@ -4,6 +4,7 @@ from typing import Any
 
 from litestar import Controller, WebSocket, websocket
 
+from litestar_agentcore.protocol.headers import handshake_headers
 from litestar_agentcore.runtime.agent import Agent
 from litestar_agentcore.websocket import WebSocketConnection
 
@@ -21,6 +22,7 @@ def websocket_controller(agent: Agent) -> type[Controller]:
     class WebSocketController(Controller):
         @websocket("/ws", name="agentcore-ws")
         async def converse(self, socket: WebSocket[Any, Any, Any]) -> None:
+            socket.scope["headers"] = handshake_headers(socket.scope["headers"], socket.scope.get("query_string", b""))
             await WebSocketConnection(agent, socket).serve()
 
     return WebSocketController

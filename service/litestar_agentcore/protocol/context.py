@@ -1,28 +1,38 @@
-"""What is known of the request that is being served: as an argument, and from anywhere in the handler's code."""
+"""The current request: the ``context`` argument of handlers, and the values behind :class:`BedrockAgentCoreContext`."""
 
-import sys
+import copy
+from collections.abc import Container, Mapping
 from contextvars import ContextVar, Token
 from typing import Annotated, Any
 
 import msgspec
 
+from litestar_agentcore.protocol.baggage import routing_experiment
+
 VISIBLE_ASCII = r"^[\x21-\x7e]+\Z"
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=VISIBLE_ASCII)]
 
+FieldSelection = Container[str] | Mapping[str, Any]
+"""Fields as pydantic's ``include`` and ``exclude`` take them: a set, or a dict with ``True`` or a selection of the
+field's own keys for each."""
+
 
 class Identifiers(msgspec.Struct, frozen=True):
-    """The ids that a request carries, with the rule that they must meet."""
+    """The ids of a request, with the rule that they are validated against."""
 
     request_id: Identifier
     session_id: Identifier | None = None
 
 
-class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handler is told of its request, in its ``context`` argument."""
+class RequestContext(msgspec.Struct, kw_only=True, dict=True):
+    """The ``context`` argument of a handler.
+
+    The reference runtime's is a pydantic model, so the methods that agents call on it are here too.
+    """
 
     session_id: str | None = None
-    """The session's id, or ``None`` where the request belongs to none."""
+    """The session's id, or ``None`` where the request belongs to no session."""
 
     request_id: str = ""
     """The request's id: the caller's, or a fresh UUID4."""
@@ -31,22 +41,95 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     """The headers that an agent may see, or ``None`` where there is none. ``Authorization`` has exactly that name."""
 
     request: Any = None
-    """The Litestar ``Request``; in a WebSocket handler, the Litestar ``WebSocket``."""
+    """The Litestar ``Request``; in a WebSocket handler, the ``WebSocket``."""
+
+    def model_dump(
+        self, *, include: FieldSelection | None = None, exclude: FieldSelection | None = None
+    ) -> dict[str, Any]:
+        """The fields as a dict.
+
+        Args:
+            include: The fields to keep; all by default.
+            exclude: Fields to leave out.
+        """
+        return _selected(msgspec.structs.asdict(self), include, exclude)
+
+    def model_dump_json(
+        self,
+        *,
+        indent: int | None = None,
+        include: FieldSelection | None = None,
+        exclude: FieldSelection | None = None,
+    ) -> str:
+        """The fields as JSON.
+
+        Args:
+            indent: Spaces for each level; all in one line by default.
+            include: The fields to keep; all by default.
+            exclude: Fields to leave out.
+
+        Raises:
+            ValueError: A field cannot be JSON. The request cannot: ``exclude={"request"}``.
+        """
+        fields = self.model_dump(include=include, exclude=exclude)
+        try:
+            encoded = msgspec.json.encode(fields)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"RequestContext cannot be JSON, leave out the field with exclude=: {error}") from None
+        return (encoded if indent is None else msgspec.json.format(encoded, indent=indent)).decode()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> "RequestContext":
+        """A shallow copy, in which some values are others.
+
+        Args:
+            update: The other values by name, not validated. Names that are no field become attributes of the copy.
+        """
+        copied = copy.copy(self)
+        for name, value in (vars(self) | dict(update or {})).items():
+            setattr(copied, name, value)
+        return copied
+
+
+def _selected(fields: Mapping[str, Any], include: Any, exclude: Any) -> dict[str, Any]:
+    selected = {}
+    for name, value in fields.items():
+        if include is not None and name not in include:
+            continue
+        dropped = False if exclude is None or name not in exclude else _entry(exclude, name)
+        if dropped is True or dropped is ...:
+            continue
+        if isinstance(value, dict):
+            value = _selected(value, _inside(_entry(include, name)), _inside(dropped))
+        selected[name] = value
+    return selected
+
+
+def _entry(selection: Any, name: str) -> Any:
+    return selection[name] if isinstance(selection, Mapping) else True
+
+
+def _inside(entry: Any) -> Any:
+    """The selection of a field's own keys, where there is one."""
+    return entry if isinstance(entry, Container) else None
 
 
 class RequestValues(msgspec.Struct, frozen=True):
-    """Everything that holds for one request, kept in one context variable: one write makes a request's context."""
+    """The values of one request, kept in one context variable: a single write enters a request."""
 
     request_id: str | None = None
     session_id: str | None = None
     workload_access_token: str | None = None
     oauth2_callback_url: str | None = None
     request_headers: dict[str, str] | None = None
+    baggage: str | None = None
+    """The ``baggage`` header."""
     experiment: dict[str, str] | None = None
-    """Attributes for the spans of the request, from its baggage."""
+    """The routing experiment: attributes of the request's spans, by baggage key."""
+    config_bundle_ref: Any = msgspec.UNSET
+    """A configuration bundle that was set by hand; ``UNSET`` where the baggage decides."""
 
     def context(self, request: Any) -> RequestContext:
-        """What a handler is told.
+        """The ``context`` argument of a handler.
 
         Args:
             request: The Litestar request, or the WebSocket.
@@ -59,37 +142,37 @@ class RequestValues(msgspec.Struct, frozen=True):
         )
 
 
-_NOTHING = RequestValues()
-current_request: ContextVar[RequestValues] = ContextVar("agentcore_request", default=_NOTHING)
+_NO_VALUES = RequestValues()
+current_request: ContextVar[RequestValues] = ContextVar("agentcore_request", default=_NO_VALUES)
 
 
 def enter_request(values: RequestValues, experiment: dict[str, str] | None = None) -> Token[RequestValues]:
-    """Have these values hold from here on.
+    """Make these the values of the current request.
 
-    Where a program has the reference SDK loaded besides, for its identity or memory clients, these ask the reference's
-    own context for the token; so it is told too.
+    A token or a callback URL that was set outside of any request (at import, say, for local development) holds in
+    requests that bring none, as on the reference runtime.
 
     Args:
-        values: What is known of the request.
-        experiment: Attributes for its spans, from its baggage.
+        values: What the request's headers say.
+        experiment: The routing experiment that a propagator found, for a request whose header has none.
 
     Returns:
         What :data:`current_request` is reset with.
     """
-    if (reference := sys.modules.get("bedrock_agentcore.runtime.context")) is not None:
-        theirs = reference.BedrockAgentCoreContext
-        theirs.set_request_context(values.request_id, values.session_id)
-        if values.workload_access_token is not None:
-            theirs.set_workload_access_token(values.workload_access_token)
-        if values.oauth2_callback_url is not None:
-            theirs.set_oauth2_callback_url(values.oauth2_callback_url)
-        if values.request_headers is not None:
-            theirs.set_request_headers(values.request_headers)
+    outside = current_request.get()
+    if outside is not _NO_VALUES and outside.request_id is None:
+        values = msgspec.structs.replace(
+            values,
+            workload_access_token=values.workload_access_token or outside.workload_access_token,
+            oauth2_callback_url=values.oauth2_callback_url or outside.oauth2_callback_url,
+        )
+    if values.baggage is not None:
+        experiment = routing_experiment(values.baggage) or experiment
     return current_request.set(msgspec.structs.replace(values, experiment=experiment) if experiment else values)
 
 
 def span_attributes() -> dict[str, str]:
-    """The attributes that every span of the current request is to carry; none outside a request."""
+    """The attributes that every span of the current request carries; none outside a request."""
     values = current_request.get()
     if values.request_id is None:
         return {}
@@ -99,77 +182,3 @@ def span_attributes() -> dict[str, str]:
     if values.experiment:
         attributes.update(values.experiment)
     return attributes
-
-
-class BedrockAgentCoreContext:
-    """The values of the current request, for code that has no ``context`` argument at hand.
-
-    They hold in plain and async handlers, in generators between two yields, and in tasks that a handler starts; another
-    request never sees them. What a ``set_`` method sets holds from there on, for this request alone.
-    """
-
-    @classmethod
-    def _replace(cls, **values: Any) -> None:
-        current_request.set(msgspec.structs.replace(current_request.get(), **values))
-
-    @classmethod
-    def set_request_context(cls, request_id: str, session_id: str | None = None) -> None:
-        """Set the ids of the request.
-
-        Args:
-            request_id: The request's id.
-            session_id: The session's id, or ``None``.
-        """
-        cls._replace(request_id=request_id, session_id=session_id)
-
-    @classmethod
-    def get_request_id(cls) -> str | None:
-        """The id of the current request, or ``None`` outside one."""
-        return current_request.get().request_id
-
-    @classmethod
-    def get_session_id(cls) -> str | None:
-        """The id of the current session, or ``None`` where there is none."""
-        return current_request.get().session_id
-
-    @classmethod
-    def set_workload_access_token(cls, token: str) -> None:
-        """Set the workload access token.
-
-        Args:
-            token: The token, as AgentCore Identity issued it.
-        """
-        cls._replace(workload_access_token=token)
-
-    @classmethod
-    def get_workload_access_token(cls) -> str | None:
-        """The workload access token that came with the request, or ``None``."""
-        return current_request.get().workload_access_token
-
-    @classmethod
-    def set_oauth2_callback_url(cls, workload_callback_url: str) -> None:
-        """Set the OAuth2 callback URL.
-
-        Args:
-            workload_callback_url: The URL that an OAuth2 flow returns to.
-        """
-        cls._replace(oauth2_callback_url=workload_callback_url)
-
-    @classmethod
-    def get_oauth2_callback_url(cls) -> str | None:
-        """The OAuth2 callback URL that came with the request, or ``None``."""
-        return current_request.get().oauth2_callback_url
-
-    @classmethod
-    def set_request_headers(cls, headers: dict[str, str]) -> None:
-        """Set the headers that an agent may see.
-
-        Args:
-            headers: Names and values.
-        """
-        cls._replace(request_headers=headers)
-
-    @classmethod
-    def get_request_headers(cls) -> dict[str, str] | None:
-        """The headers of the request that an agent may see, or ``None`` where there is none."""
-        return current_request.get().request_headers

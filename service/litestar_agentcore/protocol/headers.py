@@ -1,13 +1,16 @@
-"""The header names of the contract, and what the raw headers of a request come to.
+"""Header names of the contract, reading the headers of requests, and checking those of answers.
 
-The rule for what an agent may see is the platform's allow-list: see "Pass custom headers" in the AgentCore
-Runtime developer guide.
+Which headers an agent may see is the platform's allow-list: "Pass custom headers" in the AgentCore Runtime developer
+guide.
 """
 
-import os
+import logging
+import re
 import sys
+import uuid
 from collections.abc import Iterable
-from random import Random
+from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -22,7 +25,10 @@ OAUTH2_CALLBACK_URL = "OAuth2CallbackUrl"
 AUTHORIZATION = "Authorization"
 CUSTOM_PREFIX = "X-Amzn-Bedrock-AgentCore-Runtime-Custom-"
 
-RawHeaders = Iterable[tuple[bytes, bytes]]
+logger = logging.getLogger(__name__)
+
+RawHeader = tuple[bytes, bytes]
+RawHeaders = Iterable[RawHeader]
 
 _REQUEST_ID = REQUEST_ID.lower().encode()
 _SESSION_ID = SESSION_ID.lower().encode()
@@ -31,6 +37,7 @@ _WORKLOAD_ACCESS_TOKEN_LEGACY = WORKLOAD_ACCESS_TOKEN_LEGACY.lower().encode()
 _OAUTH2_CALLBACK_URL = OAUTH2_CALLBACK_URL.lower().encode()
 _AUTHORIZATION = AUTHORIZATION.lower().encode()
 _CUSTOM_PREFIX = CUSTOM_PREFIX.lower().encode()
+_BAGGAGE = b"baggage"
 
 _RESTRICTED = frozenset(
     name.encode()
@@ -81,12 +88,12 @@ def is_forwardable(name: bytes) -> bool:
 
 
 class RequestHeaders(msgspec.Struct):
-    """The headers of one request, read in one pass."""
+    """The headers of one request, parsed."""
 
     values: RequestValues
-    """What the handler and the context will know of the request. A malformed id is left out."""
+    """The values for the handler and the context. A malformed id is left out."""
     refusal: Refusal | None
-    """Why the request is to be refused, if it is: an id is not 1 to 256 visible ASCII characters."""
+    """Set where the request must be refused: an id is not 1 to 256 visible ASCII characters."""
     carrier: dict[str, str] | None
     """The headers that carry trace context and baggage, where there is one."""
     host: str | None
@@ -97,7 +104,7 @@ class RequestHeaders(msgspec.Struct):
 
 
 class _Name(msgspec.Struct, frozen=True):
-    """What is done with the headers of one name."""
+    """How the headers of one name are treated."""
 
     lower: bytes
     forwarded: str | None
@@ -106,20 +113,20 @@ class _Name(msgspec.Struct, frozen=True):
     """The name under which a propagator finds the header."""
 
 
-_NAMES_REMEMBERED = 1000
-"""How many names are classified once only. Clients choose names, so their number has no other bound."""
+_CACHED_NAMES = 1000
+"""Clients choose header names, so their number has no other bound."""
 
-_LONGEST_REMEMBERED = 128
-"""Longer names, in bytes, are classified each time."""
+_LONGEST_CACHED_NAME = 128
+"""In bytes."""
 
 _MANY_DIGITS = 1000
-"""Numbers of so many digits are all the same: larger than any body."""
+"""A content length of so many digits is larger than any body."""
 
 _EXPECT, _HOST, _USER_AGENT, _CONTENT_LENGTH = b"expect", b"host", b"user-agent", b"content-length"
 
 
 class HeaderReader:
-    """Reads the headers of requests.
+    """Parses the headers of requests. Header names are classified once and cached.
 
     Args:
         propagated: The names of the headers that carry trace context and baggage, in lower case.
@@ -129,7 +136,7 @@ class HeaderReader:
         self._propagated = frozenset(propagated)
         self._names: dict[bytes, _Name] = {}
         self._plain: set[bytes] = set()
-        """Those of the names, in lower case, that are neither forwarded nor carried."""
+        """The cached names, in lower case, that are neither forwarded nor carried."""
 
     def _name(self, raw_name: bytes) -> _Name:
         if (known := self._names.get(raw_name)) is not None:
@@ -139,40 +146,44 @@ class HeaderReader:
         forwarded = (AUTHORIZATION if lower == _AUTHORIZATION else text) if is_forwardable(lower) else None
         carried = text.lower() if text.lower() in self._propagated else None
         name = _Name(lower, forwarded, carried)
-        if len(self._names) < _NAMES_REMEMBERED and len(raw_name) <= _LONGEST_REMEMBERED:
+        if len(self._names) < _CACHED_NAMES and len(raw_name) <= _LONGEST_CACHED_NAME:
             self._names[raw_name] = name
             if forwarded is None and carried is None and raw_name == lower:
                 self._plain.add(raw_name)
         return name
 
     def read(self, headers: RawHeaders) -> RequestHeaders:
-        """Turn the headers of a request into what the service makes of them.
+        """Parse the headers of a request.
 
-        A header that comes twice is joined with ``", "`` as RFC 9110, section 5.3, has it; of an id the first counts.
+        A header that comes twice is joined with ``", "`` (RFC 9110, section 5.3); of an id the first counts.
 
         Args:
-            headers: Names and values as the ASGI scope has them.
+            headers: Names and values of the ASGI scope.
 
         Returns:
-            What they say; the request id is a fresh UUID4 where the request has none that is valid.
+            The parsed headers; the request id is a fresh UUID4 where the request has none that is valid.
         """
         if not isinstance(headers, list):
             headers = list(headers)
         found = dict(headers)
         forwarded = carrier = None
-        # Where each name comes once, and is one that only we read, there is nothing to put together.
+        # Fast path: each name comes once, and none is forwarded or carried.
         if len(found) != len(headers) or not found.keys() <= self._plain:
             found, forwarded, carrier = self._read_each(headers)
         get = found.get
         request_id, session_id = _text(get(_REQUEST_ID)), _text(get(_SESSION_ID))
-        token = callback_url = refusal = None
-        if forwarded:  # which these are too
+        token = callback_url = baggage = refusal = None
+        if forwarded:  # as these are
             token = _text(get(_WORKLOAD_ACCESS_TOKEN)) or _text(get(_WORKLOAD_ACCESS_TOKEN_LEGACY))
             callback_url = _text(get(_OAUTH2_CALLBACK_URL))
+            if _BAGGAGE in found:
+                baggage = carrier.get("baggage") if carrier else None
+                if baggage is None:  # OTEL_PROPAGATORS has no baggage, which an agent's configuration may be in
+                    baggage = b",".join(value for name, value in headers if name.lower() == _BAGGAGE).decode("latin-1")
         if not (_is_plainly_valid(request_id) and _is_plainly_valid(session_id)):
             request_id, session_id, refusal = _validated(request_id, session_id)
         return RequestHeaders(
-            RequestValues(request_id or _fresh_id(), session_id, token, callback_url, forwarded),
+            RequestValues(request_id or str(uuid.uuid4()), session_id, token, callback_url, forwarded, baggage),
             refusal,
             carrier,
             _text(get(_HOST)),
@@ -184,7 +195,7 @@ class HeaderReader:
     def _read_each(
         self, headers: RawHeaders
     ) -> tuple[dict[bytes, bytes], dict[str, str] | None, dict[str, str] | None]:
-        """The first value of each name (that says something), what the agent sees, and what a propagator sees."""
+        """The first non-empty value of each name, the forwarded headers, and those for a propagator."""
         found: dict[bytes, bytes] = {}
         forwarded: dict[str, str] = {}
         carrier: dict[str, str] = {}
@@ -206,7 +217,7 @@ def _text(value: bytes | None) -> str | None:
 
 
 def _number(digits: bytes | None) -> int | None:
-    """A length, or ``None`` where it is none. The server has checked it, and this one is only asked beforehand."""
+    """A content length, or ``None`` where it is none; the server holds the client to it."""
     if digits is None or not digits.isdigit():
         return None
     return int(digits) if len(digits) < _MANY_DIGITS else sys.maxsize
@@ -216,7 +227,7 @@ _IDS = frozenset({_REQUEST_ID, _SESSION_ID})
 
 
 def _validated(request_id: str | None, session_id: str | None) -> tuple[str | None, str | None, Refusal | None]:
-    """The ids that are valid, and where one is not, why the request is to be refused."""
+    """The ids that are valid, and the refusal where one is not."""
     fields = {"request_id": request_id or "", "session_id": session_id}
     if request_id is None:
         fields["request_id"] = "-"
@@ -231,7 +242,7 @@ def _validated(request_id: str | None, session_id: str | None) -> tuple[str | No
 
 
 def _is_plainly_valid(identifier: str | None) -> bool:
-    """Tell in a fraction of the time what the model would find, where that finds nothing amiss."""
+    """Whether an id is valid; at a fraction of the model's time, which is left for what is not."""
     if identifier is None:
         return True
     return 0 < len(identifier) <= 256 and identifier.isascii() and identifier.isprintable() and " " not in identifier
@@ -245,24 +256,8 @@ def _is_valid(identifier: str | None) -> bool:
     return True
 
 
-_random = Random()  # noqa: S311 - the ids are to be unique, and are no secret
-if hasattr(os, "register_at_fork"):  # children must not draw the same ids
-    os.register_at_fork(after_in_child=_random.seed)
-
-
-_UUID_RANDOM = (1 << 128) - 1 & ~(0xF << 76 | 0x3 << 62)
-_UUID_FIXED = 0x4 << 76 | 0x2 << 62
-"""The bits of a UUID of version 4 that are drawn, and those that are not (RFC 9562, section 5.4)."""
-
-
-def _fresh_id() -> str:
-    """A UUID of version 4, at a fraction of what ``uuid.uuid4`` costs."""
-    digits = (_random.getrandbits(128) & _UUID_RANDOM | _UUID_FIXED).to_bytes(16, "big").hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
 def response_headers(request_id: str, session_id: str | None) -> list[tuple[bytes, bytes]]:
-    """The headers with which every answer carries its ids back.
+    """The headers that carry the ids back with every answer.
 
     Args:
         request_id: The request's id.
@@ -274,3 +269,65 @@ def response_headers(request_id: str, session_id: str | None) -> list[tuple[byte
     if session_id is None:
         return [(_REQUEST_ID, request_id.encode())]
     return [(_REQUEST_ID, request_id.encode()), (_SESSION_ID, session_id.encode())]
+
+
+def handshake_headers(headers: RawHeaders, query_string: bytes) -> list[RawHeader]:
+    """The headers of a WebSocket handshake, with those that came as query parameters of its URL.
+
+    Browsers and presigned URLs cannot set headers, so the platform takes the ids and the ``...-Runtime-Custom-*``
+    headers from the query too. A header wins over a parameter of its name.
+
+    Args:
+        headers: Names and values of the ASGI scope.
+        query_string: The query of the ASGI scope.
+
+    Returns:
+        The headers, those of the query last.
+    """
+    merged = list(headers)
+    if not query_string:
+        return merged
+    present = {name.lower() for name, _ in merged}
+    for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, encoding="latin-1"):
+        raw_name, raw_value = name.encode("latin-1"), value.encode("latin-1")
+        lower = raw_name.lower()
+        if lower in present or not (lower in _IDS or lower.startswith(_CUSTOM_PREFIX)):
+            continue
+        if _NAME.fullmatch(raw_name) and _VALUE.fullmatch(raw_value):
+            merged.append((raw_name, raw_value))
+        else:
+            logger.warning("The query parameter %r of a WebSocket cannot be a header, and is ignored", name)
+    return merged
+
+
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+"""A header's name and value (RFC 9110, sections 5.1 and 5.5)."""
+
+
+def sendable_headers(headers: Iterable[tuple[Any, Any]]) -> list[RawHeader]:
+    """The headers of an answer that HTTP can carry. The others are left out, and named in the log.
+
+    Args:
+        headers: Names and values that an author gave: text, bytes, or anything that has a ``str()``.
+
+    Returns:
+        Raw headers, in Latin-1.
+    """
+    sendable = []
+    for name, value in headers:
+        raw_name, raw_value = _raw(name), _raw(value)
+        if raw_name is None or raw_value is None or not (_NAME.fullmatch(raw_name) and _VALUE.fullmatch(raw_value)):
+            logger.warning("The header %r of an answer cannot be sent over HTTP, and is left out", name)
+        else:
+            sendable.append((raw_name, raw_value.strip(b" \t")))
+    return sendable
+
+
+def _raw(text: Any) -> bytes | None:
+    if isinstance(text, bytes):
+        return text
+    try:
+        return str(text).encode("latin-1")
+    except UnicodeEncodeError:
+        return None

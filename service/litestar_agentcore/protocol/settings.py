@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
 PREFIX = "AGENTCORE_"
 _VARIABLES = {"agent_name": "AGENT_NAME"}
+_RETIRED = ("AGENTCORE_MAX_WORKER_LOOPS",)
+_LEVEL_ALIASES = {"warn": "WARNING", "fatal": "CRITICAL"}
+"""Python's other names for levels."""
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -59,15 +62,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     agent_name: str = ""
     """What the agent is called in telemetry; its entrypoint's name by default. The variable is ``AGENT_NAME``."""
 
-    log_format: Literal["auto", "json", "text"] = "auto"
-    """How log lines are written: ``json``, or ``text`` for people; by default ``text`` at a terminal."""
+    log_format: Literal["auto", "json", "text", "none"] = "auto"
+    """The form of log lines: ``json``, ``text``, by default ``text`` at a terminal alone; ``none`` sets up none."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
-    """From which level on log lines are written, where the service sets up logging."""
+    """The level from which on log lines are written, where the service sets up logging."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
         """Read the settings.
+
+        An empty variable counts as unset, and words count in any case.
 
         Args:
             environment: The variables to read; ``os.environ`` by default.
@@ -76,16 +81,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             The settings, with the default of each variable that is not set.
 
         Raises:
-            SettingsError: A variable does not fit; the message names it, its value and what was expected.
+            SettingsError: A variable does not fit; the message names it, its value and what is accepted.
         """
         environment = os.environ if environment is None else environment
         values: dict[str, object] = {}
         for field in msgspec.structs.fields(cls):
             variable = _VARIABLES.get(field.name, PREFIX + field.name.upper())
-            if (text := environment.get(variable)) is None:
-                continue
-            try:
-                values[field.name] = msgspec.convert(text.strip(), field.type, strict=False)
-            except msgspec.ValidationError as error:
-                raise SettingsError(f"{variable}={text!r} makes no sense: {error}") from None
+            if text := environment.get(variable, "").strip():
+                try:
+                    values[field.name] = _parse(text, field.type)
+                except (msgspec.ValidationError, ValueError) as error:
+                    raise SettingsError(f"{variable}={environment[variable]!r} makes no sense: {error}") from None
         return cls(**values)  # type: ignore[arg-type]
+
+
+def _parse(text: str, kind: Any) -> object:
+    if get_origin(kind) is not Literal:
+        return msgspec.convert(text, kind, strict=False)
+    choices = {choice.casefold(): choice for choice in get_args(kind)}
+    aliases = _LEVEL_ALIASES if "WARNING" in choices.values() else {}
+    try:
+        return (choices | aliases)[text.casefold()]
+    except KeyError:
+        raise ValueError(f"expected one of {', '.join(choices.values())}, in any case") from None
+
+
+def retired_variables(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Find the variables of settings that no longer exist.
+
+    Args:
+        environment: The variables to look at; ``os.environ`` by default.
+
+    Returns:
+        The names of those that are set, and not to the empty string.
+    """
+    environment = os.environ if environment is None else environment
+    return [variable for variable in _RETIRED if environment.get(variable, "").strip()]

@@ -35,9 +35,6 @@ class Agent:
         settings: How it behaves.
         as_response: Tells ready-made responses among the values that handlers return; see :class:`Execution`.
         version: The service's version.
-
-    Raises:
-        TelemetryError: An ``OTEL_*`` variable makes no sense.
     """
 
     def __init__(self, settings: Settings, as_response: Callable[[Any], Any], version: str) -> None:
@@ -138,6 +135,7 @@ class Agent:
         """Be ready for requests, again if need be."""
         self.shutting_down = self.refuses_work = False
         self.telemetry.tracer()
+        self.headers = HeaderReader(self.telemetry.propagated)  # the host program may have set another propagator
         if (entrypoint := self.entrypoint) is not None:
             inline = self.execution.runs_here(entrypoint)
             runs = "async, on the loop that accepts requests" if inline else entrypoint.kind.value

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, TypeVarTuple, Unpack
 
 from litestar_agentcore.runtime.callbacks import call_threadsafe
-from litestar_agentcore.runtime.tasks import register_if_tracked
+from litestar_agentcore.runtime.tasks import make_task
 from litestar_agentcore.runtime.threads import ThreadPool
 from litestar_agentcore.runtime.watchdog import Runner, Watchdog
 
@@ -34,9 +34,6 @@ CANCEL_SECONDS = 5.0
 
 IDLE_LOOK_SECONDS = 5.0
 """How often it is asked whether the last task of a loop that no app uses any more has ended."""
-
-Cancel = Callable[[], object]
-"""Cancels a coroutine that was spawned."""
 
 
 class _DaemonExecutor(concurrent.futures.Executor):
@@ -113,7 +110,6 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         super().__init__(self.turns)
         self._callbacks: Any = self._ready  # type: ignore[attr-defined]
         self.turns.has_callbacks = self._callbacks.__len__
-        self._timers: list[Any] = self._scheduled  # type: ignore[attr-defined]
         self._default_executor = _DaemonExecutor()
         self._batching: int | None = None
         self._waker: asyncio.AbstractEventLoop | None = None
@@ -149,18 +145,32 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
 
     def _add_timer(self, timer: Any) -> None:
         if not timer.cancelled():
-            heapq.heappush(self._timers, timer)
+            # Asked for here and now: asyncio replaces the list when many of its timers were cancelled.
+            heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
             timer._scheduled = True  # noqa: SLF001
 
     def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
-        """Make a task, and keep it until its end: asyncio has but weak references, and handlers forget their tasks."""
-        if options.get("context") is None:
-            options["context"] = copy_context()
-        task: asyncio.Task[Any] = super().create_task(coro, **options)
+        """Make a task, and keep it until its end: asyncio has but weak references, and handlers forget their tasks.
+
+        A task factory is asked on the loop's own thread alone. An eager one begins a task on the thread that makes it,
+        and from another thread that would break the tasks of the loop.
+        """
+        context = options.get("context")
+        if context is None:
+            context = copy_context()
+        is_here = self._thread_id == threading.get_ident()  # type: ignore[attr-defined]
+        make: Callable[[], asyncio.Task[Any]]
+        if is_here and self.get_task_factory() is not None:
+            make = partial(super().create_task, coro, **options)
+        else:
+            options["context"] = context
+            if not is_here:
+                options.pop("eager_start", None)
+            make = partial(asyncio.Task, coro, loop=self, **options)
+        task = make_task(coro, make)
         if not task.done():
-            self._started[task] = options["context"]
+            self._started[task] = context
             task.add_done_callback(self._started.pop)
-            register_if_tracked(task, coro)
         return task
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
@@ -306,7 +316,7 @@ class AgentLoop:
                 self._loop = loop
             return self._loop
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Cancel:
+    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
         """Run a coroutine on the loop; from any thread.
 
         Args:
@@ -315,10 +325,10 @@ class AgentLoop:
             name: What people know it by.
 
         Returns:
-            What cancels it, from any thread.
+            Its task. To be cancelled on its loop.
         """
         loop = self._loop or self._start()
-        return partial(loop.call_soon, loop.spawn(coroutine, context, name).cancel)
+        return loop.spawn(coroutine, context, name)
 
     @property
     def lag(self) -> float:
@@ -354,7 +364,10 @@ class AgentLoop:
         if loop is None or loop.is_closed():
             return
         ended: concurrent.futures.Future[None] = concurrent.futures.Future()
-        loop.call_soon(lambda: loop.create_task(_cancel_all(ended)))
+        tasks = asyncio.all_tasks(
+            loop
+        )  # now: a loop that is held until the app is started again must not lose what runs then
+        loop.call_soon(lambda: loop.create_task(_cancel_all(tasks, ended)))
         began = loop.turns.turn_began
         held = began and monotonic() - began > self._stall_seconds
         try:
@@ -368,9 +381,9 @@ def _release(loop: AgentEventLoop, watchdog: Watchdog) -> None:
     loop.call_soon(loop.end_when_idle)
 
 
-async def _cancel_all(ended: "concurrent.futures.Future[None]") -> None:
+async def _cancel_all(tasks: set[asyncio.Task[Any]], ended: "concurrent.futures.Future[None]") -> None:
     try:
-        left = asyncio.all_tasks() - {asyncio.current_task()}
+        left = [task for task in tasks if not task.done()]
         for task in left:
             if not task.cancelling():  # else it has been told, and is tidying up
                 task.cancel()
@@ -386,9 +399,9 @@ _inline_tasks: set[asyncio.Task[None]] = set()
 """Kept until their end: asyncio itself has but weak references."""
 
 
-def spawn_inline(coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Cancel:
+def spawn_inline(coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
     """Run a coroutine on the running loop, for handlers that are trusted never to block it; see ``AgentLoop.spawn``."""
     task = asyncio.get_running_loop().create_task(coroutine, name=name, context=context)
     _inline_tasks.add(task)
     task.add_done_callback(_inline_tasks.discard)
-    return task.cancel
+    return task

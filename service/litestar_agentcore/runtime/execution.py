@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from litestar_agentcore.protocol.serialization import encode
-from litestar_agentcore.runtime.agent_loop import AgentLoop, Cancel, spawn_inline
+from litestar_agentcore.runtime.agent_loop import AgentLoop, spawn_inline
 from litestar_agentcore.runtime.callbacks import CallbackQueue
 from litestar_agentcore.runtime.failure import Failure
 from litestar_agentcore.runtime.handler import Handler, HandlerKind
@@ -66,7 +66,7 @@ class Execution:
         """Tell whether a handler is to be run by :meth:`HandlerCall.run_here`."""
         return self.inline and handler.kind in _ON_LOOP
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> Cancel:
+    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
         """Run a coroutine where async handler code runs. Called on the loop that accepts requests.
 
         Args:
@@ -75,7 +75,7 @@ class Execution:
             name: What people know it by.
 
         Returns:
-            What cancels it, called on the same loop.
+            Its task. To be cancelled on its loop.
         """
         return (spawn_inline if self.inline else self.agent_loop.spawn)(coroutine, context, name)
 
@@ -105,8 +105,8 @@ class HandlerCall:
     """
 
     __slots__ = (
-        "_callbacks", "_cancel", "_context", "_ended", "_execution", "_handler", "_observer", "_on_end", "_outcome",
-        "_payload",
+        "_callbacks", "_cancelled", "_context", "_ended", "_execution", "_handler", "_observer", "_on_end", "_outcome",
+        "_payload", "_task",
     )  # fmt: skip
 
     def __init__(
@@ -125,7 +125,8 @@ class HandlerCall:
         self._callbacks = callbacks
         self._observer = observer
         self._outcome: asyncio.Future[Any] = callbacks.loop.create_future()
-        self._cancel: Cancel | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._cancelled = False
         self._ended = False
         self._on_end: Callable[[], object] | None = None
 
@@ -164,7 +165,7 @@ class HandlerCall:
             return stream
         if handler.kind is HandlerKind.COROUTINE:
             start = partial(handler.call, self._payload, self._context)
-            self._cancel = execution.spawn(self._run_async(start), context, handler.name)
+            self._task = execution.spawn(self._run_async(start), context, handler.name)
         else:
             execution.pool.submit(partial(context.run, self._run_in_thread))
         try:
@@ -182,13 +183,16 @@ class HandlerCall:
 
     def cancel(self) -> None:
         """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
+        self._cancelled = True  # for a handler that has not begun, since its loop is held
         self._outcome.cancel()
-        if self._cancel is not None:
-            self._cancel()
+        if self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
     def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function once the handler has returned; at once where it has."""
+        """Call a function once the handler's code has ended, on whichever thread that is; at once where it has."""
         self._on_end = function
+        if self._task is not None:  # which may be cancelled before it begins
+            self._task.add_done_callback(lambda _: self._end())
         if self._ended:
             function()
 
@@ -197,30 +201,40 @@ class HandlerCall:
             self._outcome.set_result(result)
         elif isinstance(result, EventStream):
             result.close()  # whoever asked is gone
+
+    def _spawn_awaitable(self, value: Awaitable[Any], context: Context) -> None:
+        """Go on with what plain code returned as an async handler does."""
+        if self._cancelled and inspect.iscoroutine(value):
+            value.close()
+        self._task = self._execution.spawn(self._run_async(lambda: value), context, self._handler.name)
+
+    # -- On the handler's side
+
+    def _hand_over(self, result: object) -> None:
+        """Hand over what the handler came to, as the last that it does but for its stream."""
+        if isinstance(result, EventStream):
+            result.when_ended(self._end)
+        self._callbacks.call_soon(self._settle, result)
+        if not isinstance(result, EventStream):
+            self._end()
+
+    def _end(self) -> None:
+        # Here and not on the loop that asked, which may be closed by now.
         self._ended = True
         if self._on_end is not None:
             self._on_end()
 
-    def _spawn_awaitable(self, value: Awaitable[Any], context: Context) -> None:
-        """Go on with what plain code returned as an async handler does."""
-        run = self._run_async(lambda: value)
-        if self._outcome.cancelled():
-            run.close()
-            if inspect.iscoroutine(value):
-                value.close()
-        else:
-            self._cancel = self._execution.spawn(run, context, self._handler.name)
-
-    # -- On the handler's side
-
     async def _run_async(self, start: Callable[[], Awaitable[Any]]) -> None:
         """Run a coroutine, and iterate the async generator that it returns in the same task."""
+        if self._cancelled:
+            self._hand_over(None)
+            return
         try:
             result = self._result_of(await start())
         except BaseException as error:
             unheard = isinstance(error, asyncio.CancelledError) and self._outcome.done()
             result = None if unheard else self._observer.describe(error)
-        self._callbacks.call_soon(self._settle, result)
+        self._hand_over(result)
         if isinstance(result, AsyncEventStream):
             await result.iterate()
         elif isinstance(result, PlainEventStream):
@@ -228,9 +242,8 @@ class HandlerCall:
 
     def _run_in_thread(self) -> None:
         """Run plain code, or the only step of a coroutine, and iterate the plain generator that it returns."""
-        settle = partial(self._callbacks.call_soon, self._settle)
-        if self._outcome.cancelled():  # while it waited for a thread
-            settle(None)
+        if self._cancelled:  # while it waited for a thread
+            self._hand_over(None)
             return
         one_step = self._handler.kind is HandlerKind.ONE_STEP
         # What its value does while it is encoded may ask for the running loop as well.
@@ -250,7 +263,7 @@ class HandlerCall:
         if isinstance(result, AsyncEventStream):
             spawn = partial(self._execution.spawn, result.iterate(), copy_context(), self._handler.name)
             self._callbacks.call_soon(spawn)
-        settle(result)
+        self._hand_over(result)
         if isinstance(result, PlainEventStream):
             result.iterate()
 

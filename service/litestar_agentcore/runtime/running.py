@@ -31,7 +31,7 @@ class Running:
         loop: The loop that serves it, in a task of which this is called.
     """
 
-    __slots__ = ("_left_behind", "began", "expired", "kind", "task", "values")
+    __slots__ = ("__weakref__", "_left_behind", "began", "expired", "kind", "task", "values")
 
     def __init__(self, kind: str, values: RequestValues, loop: asyncio.AbstractEventLoop) -> None:
         self.kind = kind

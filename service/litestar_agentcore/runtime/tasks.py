@@ -74,7 +74,8 @@ class TaskRegistry:
         self._telemetry = telemetry
         self._on_change = on_change
         self._active: dict[int, ActiveTask] = {}
-        self._not_begun: dict[asyncio.Task[Any], ActiveTask] = {}
+        self._not_begun: dict[object, ActiveTask] = {}
+        """By the asyncio task, or by its coroutine as long as there is no such task yet."""
         self._lock = Lock()
         self._ids = itertools.count(1)
 
@@ -102,8 +103,11 @@ class TaskRegistry:
         if first:
             self._on_change()
         # After it is counted: the first span of all loads the tracer, and an answer must not overtake the count.
-        task.record = record = self._telemetry.task(name)
-        if task_id not in self._active:  # ended meanwhile, by another thread
+        record = self._telemetry.task(name)
+        with self._lock:
+            task.record = record
+            ended = task_id not in self._active  # meanwhile, by another thread
+        if ended:
             record.end("lost")
         return task
 
@@ -134,11 +138,12 @@ class TaskRegistry:
         """
         with self._lock:
             task = self._active.pop(task_id, None)
+            record = task.record if task is not None else None
             last = task is not None and not self._active
         if task is None:
             return False
-        if task.record is not None:
-            task.record.end(outcome, error)
+        if record is not None:
+            record.end(outcome, error)
         if last:
             self._on_change()
         logger.debug("Task %s %s after %.3f s", task.name, outcome, task.age)
@@ -158,19 +163,47 @@ class TaskRegistry:
         jobs = [{"name": task.name, "duration": task.age} for task in self.running()]
         return {"active_count": len(jobs), "running_jobs": jobs}
 
-    def register(self, runner: "asyncio.Task[Any]", name: str) -> None:
-        """Count an asyncio task as active before it has begun."""
-        self._not_begun[runner] = self._add(name, None, runner)
+    def make(
+        self, coroutine: Coroutine[Any, Any, R], name: str, make: "Callable[[], asyncio.Task[R]]"
+    ) -> "asyncio.Task[R]":
+        """Make an asyncio task that counts as active from before it is made: another thread may run it at once.
+
+        Args:
+            coroutine: What it is to run.
+            name: What people will know it by.
+            make: Makes it.
+
+        Returns:
+            The task.
+        """
+        task = self._add(name, None, None)
+        self._not_begun[coroutine] = task
+        try:
+            runner = make()
+        except BaseException as error:
+            self._not_begun.pop(coroutine, None)
+            self.finish(task.task_id, "failed", error)
+            raise
+        with self._lock:
+            task.runner = runner
+            if self._not_begun.pop(coroutine, None) is not None:
+                self._not_begun[runner] = task  # by which it is found also where a task factory wraps the coroutine
         runner.add_done_callback(self._forget)
+        return runner
 
     def _forget(self, runner: "asyncio.Task[Any]") -> None:
         if (task := self._not_begun.pop(runner, None)) is not None:  # it was cancelled before its first step
             self.finish(task.task_id, "failed", asyncio.CancelledError())
+        elif not runner.cancelled():
+            runner.exception()  # which is in the log: asyncio need not say that nobody has asked for it
 
     def begin(self, name: str) -> ActiveTask:
-        """Count what begins in the current asyncio task, unless :meth:`register` has done so."""
+        """Count what begins in the current asyncio task, unless :meth:`make` has done so."""
         runner = asyncio.current_task()
-        task = self._not_begun.pop(runner, None) if runner is not None else None
+        task = None
+        if runner is not None:
+            with self._lock:
+                task = self._not_begun.pop(runner, None) or self._not_begun.pop(runner.get_coro(), None)
         return task or self._add(name, None, runner)
 
     def track(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -201,7 +234,7 @@ def _tracked(
         try:
             result = await function(*args, **kwargs)
         except BaseException as error:
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and _runs_alone():
                 logger.exception("Async task %s failed", name)
             registry.finish(task.task_id, "failed", error)
             raise
@@ -220,9 +253,25 @@ _TRACKED_CODE = next(
 )
 
 
-def register_if_tracked(runner: "asyncio.Task[Any]", coroutine: Any) -> None:
-    """Count an asyncio task as active if the coroutine that it runs was wrapped by :meth:`TaskRegistry.track`."""
+def _runs_alone() -> bool:
+    """Tell a tracked function that is a task of its own from one whose caller waits for it, and has its error."""
+    runner = asyncio.current_task()
+    return runner is not None and getattr(runner.get_coro(), "cr_code", None) is _TRACKED_CODE
+
+
+def make_task(coroutine: Any, make: "Callable[[], asyncio.Task[R]]") -> "asyncio.Task[R]":
+    """Make an asyncio task, and count it as active if what it runs was wrapped by :meth:`TaskRegistry.track`.
+
+    Args:
+        coroutine: What it is to run.
+        make: Makes it.
+
+    Returns:
+        The task.
+    """
     # The code is one for all that is wrapped; whose registry and name it is stands in the closure.
     if getattr(coroutine, "cr_code", None) is _TRACKED_CODE and inspect.getcoroutinestate(coroutine) == "CORO_CREATED":
         closure = coroutine.cr_frame.f_locals
-        closure["registry"].register(runner, closure["name"])
+        registry: TaskRegistry = closure["registry"]
+        return registry.make(coroutine, closure["name"], make)
+    return make()
