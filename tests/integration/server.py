@@ -75,8 +75,8 @@ class ServerProcess(Server):
 
     def stderr(self) -> list[str]:
         """The lines that it has written so far."""
-        self._stderr.seek(0)
-        return self._stderr.read().splitlines()
+        file = self._stderr.fileno()  # whose position is the process's own too, so that it must not be moved
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace").splitlines()
 
     def terminate(self) -> int:
         """Send SIGTERM and wait for the process to end."""
