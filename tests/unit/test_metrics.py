@@ -399,6 +399,10 @@ class Holding:
     async def coroutine(self, payload: Any) -> Any:
         return self.block()
 
+    async def coroutine_with_an_await(self, payload: Any) -> Any:
+        await asyncio.sleep(0)
+        return self.block()
+
     def generator(self, payload: Any) -> Iterator[Any]:
         yield self.block()
 
@@ -406,7 +410,7 @@ class Holding:
         yield self.block()
 
 
-@pytest.mark.parametrize("name", ["plain", "coroutine", "generator", "async_generator"])
+@pytest.mark.parametrize("name", ["plain", "coroutine", "coroutine_with_an_await", "generator", "async_generator"])
 def test_metrics_are_answered_while_a_handler_blocks_and_tell_of_it(
     app: BedrockAgentCoreApp, client: Client, name: str
 ) -> None:
