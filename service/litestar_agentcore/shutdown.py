@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -25,7 +26,20 @@ SERVER_SECONDS = 5.0
 LEAVE_SECONDS = 1.0
 """How long inline work that was cancelled may still take to end once the server has closed its connections."""
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What ends a service."""
+
 SignalHandler = Callable[[int, FrameType | None], Any]
+
+
+@dataclass(frozen=True)
+class _Handler:
+    """A signal handler of ours, which can be told from any other."""
+
+    take: Callable[[int], None]
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.take(number)
 
 
 class Shutdown:
@@ -55,18 +69,14 @@ class Shutdown:
             yield
             return
         loop = asyncio.get_running_loop()
-        servers = {
-            number: handler
-            for number in (signal.SIGTERM, signal.SIGINT)
-            if callable(handler := signal.getsignal(number))
-        }
+        servers = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
         self._has_server = signal.SIGTERM in servers
 
-        def handle(number: int, frame: FrameType | None) -> None:
+        def take(number: int) -> None:
             self._take(loop, number, servers[signal.Signals(number)])
 
+        handle = _Handler(take)
         for number in servers:
-            _installed[number] = handle
             signal.signal(number, handle)
         try:
             yield
@@ -128,19 +138,31 @@ class Shutdown:
             await asyncio.sleep(0)  # one by one: each can say its last word before the next is cancelled
 
 
-_installed: dict[int, Any] = {}
-"""The handler that was set last for each signal."""
+_masks: dict[int, set[int]] = {}
+"""The signal mask of each thread that is about to fork, by the thread's identifier."""
+
+
+def _block_signals() -> None:
+    """Have a signal that is sent to a child at once wait until the child's handlers are restored: it would be lost."""
+    if any(isinstance(signal.getsignal(number), _Handler) for number in SIGNALS):
+        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _unblock_signals() -> None:
+    if (mask := _masks.pop(threading.get_ident(), None)) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _restore_in_child() -> None:
     """Let a forked child be ended by its signals: it is another program, and there is no server in it to be told."""
-    for number, handler in _installed.items():
-        if signal.getsignal(number) is handler:
+    for number in SIGNALS:
+        if isinstance(signal.getsignal(number), _Handler):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _unblock_signals()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_restore_in_child)
+    os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_restore_in_child)
 
 
 def _limit_waiting(server: SignalHandler, seconds: float) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakMethod
 
@@ -108,8 +109,9 @@ class SpanExportQueue(SpanProcessor):
         """Export what is queued now, or of that only full batches, and full batches that come meanwhile."""
         with self._export_lock:
             left = 0 if only_full else len(self._spans)
-            while self._spans and (left > 0 or len(self._spans) >= self._batch_size) and not self._is_too_late():
-                batch = [self._spans.popleft() for _ in range(min(self._batch_size, len(self._spans)))]
+            while (left > 0 or len(self._spans) >= self._batch_size) and not self._is_too_late():
+                if not (batch := self._take_batch()):
+                    break
                 left -= len(batch)
                 self._in_flight = len(batch)
                 if not self._export(batch):
@@ -117,6 +119,13 @@ class SpanExportQueue(SpanProcessor):
                 self._in_flight = 0
                 self._report()
         self._report()
+
+    def _take_batch(self) -> list[Any]:
+        batch: list[Any] = []
+        with suppress(IndexError):  # another thread may abandon the queue meanwhile
+            while len(batch) < self._batch_size:
+                batch.append(self._spans.popleft())
+        return batch
 
     def _export(self, batch: list[Any]) -> bool:
         # The exporter's own HTTP client may be instrumented: its spans must not be exported in their turn.

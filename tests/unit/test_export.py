@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -256,6 +257,24 @@ def test_an_abandoned_flush_does_not_keep_later_spans_from_being_sent(hanging: H
 
     assert queue.force_flush()
     assert hanging.names == ["abandoned", "later"]
+
+
+def test_a_queue_that_is_abandoned_while_a_batch_is_taken_goes_on(hanging: Hanging) -> None:
+    class Abandoned(deque[ReadableSpan]):
+        def popleft(self) -> ReadableSpan:
+            span = super().popleft()
+            self.clear()
+            return span
+
+    hanging.released.set()
+    queue = queue_to(hanging)
+    queue._spans = Abandoned()
+    record(queue, *numbered(3))
+    assert queue.force_flush()
+    record(queue, "later")
+
+    assert queue.force_flush()
+    assert hanging.names == ["0", "later"]
 
 
 def test_a_backend_that_takes_everything_is_not_mentioned_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -1154,3 +1154,35 @@ def test_a_debug_action_carries_the_ids_like_any_answer(debugged: Client) -> Non
 def test_with_debug_a_body_that_is_not_json_is_still_answered_400(debugged: Client) -> None:
     response = debugged.post("/invocations", content=b"{")
     assert (response.status_code, response.json()["error"]) == (400, "Invalid JSON")
+
+
+class _Unhashable(type):
+    __hash__ = None  # type: ignore[assignment]
+
+
+class OfAnUnhashableClass(metaclass=_Unhashable):
+    def __str__(self) -> str:
+        return "odd"
+
+
+class WithoutAClass:
+    def __str__(self) -> str:
+        return "odd"
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise LookupError("no class")
+
+
+@pytest.mark.parametrize("kind", [OfAnUnhashableClass, WithoutAClass])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_object_that_cannot_be_asked_what_it_is_is_answered_as_text(
+    kind: Any, is_async: bool, app: BedrockAgentCoreApp, client: Client
+) -> None:
+    async def later(payload: Any) -> Any:
+        await asyncio.sleep(0)
+        return kind()
+
+    app.entrypoint(later if is_async else lambda payload: kind())
+    response = client.post("/invocations", json={})
+    assert (response.status_code, response.json()) == (200, "odd")

@@ -399,6 +399,10 @@ class Holding:
     async def coroutine(self, payload: Any) -> Any:
         return self.block()
 
+    async def coroutine_with_an_await(self, payload: Any) -> Any:
+        await asyncio.sleep(0)
+        return self.block()
+
     def generator(self, payload: Any) -> Iterator[Any]:
         yield self.block()
 
@@ -406,7 +410,7 @@ class Holding:
         yield self.block()
 
 
-@pytest.mark.parametrize("name", ["plain", "coroutine", "generator", "async_generator"])
+@pytest.mark.parametrize("name", ["plain", "coroutine", "coroutine_with_an_await", "generator", "async_generator"])
 def test_metrics_are_answered_while_a_handler_blocks_and_tell_of_it(
     app: BedrockAgentCoreApp, client: Client, name: str
 ) -> None:
@@ -872,6 +876,10 @@ def test_metrics_are_openmetrics_where_that_is_accepted(client: Client, accept: 
     assert response.text.endswith("# EOF\n")
 
 
+MOVING = {"agentcore_event_loop_lag_seconds", "agentcore_handler_threads"}
+"""What need not be the same at two scrapes: a thread hands its answer over before it has ended its call."""
+
+
 def test_both_forms_tell_the_same(app: BedrockAgentCoreApp, client: Client) -> None:
     app.entrypoint(plain_events)
     client.post("/invocations", json={})
@@ -882,7 +890,7 @@ def test_both_forms_tell_the_same(app: BedrockAgentCoreApp, client: Client) -> N
             (sample.name, frozenset(sample.labels.items()), sample.value)
             for metric in families
             for sample in metric.samples
-            if sample.name.startswith("agentcore_")
+            if sample.name.startswith("agentcore_") and sample.name not in MOVING
         }
 
     text = client.get("/metrics").text

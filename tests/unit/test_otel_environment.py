@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -116,6 +117,8 @@ VALUES: dict[tuple[str, ...], tuple[list[str], list[str]]] = {
 
 GOOD = [(name, value) for names, (values, _) in VALUES.items() for name in names for value in values]
 BAD = [(name, value) for names, (_, values) in VALUES.items() for name in names for value in values]
+NONSENSE = {name: values[0] for names, (_, values) in VALUES.items() for name in names}
+"""For every variable something that is not understood."""
 
 
 def short(value: object) -> str:
@@ -264,6 +267,17 @@ def test_the_sdk_can_be_disabled(value: str, disabled: bool) -> None:
 # OTLP over gRPC, whose package need not be there
 
 
+@pytest.fixture(autouse=True)
+def grpc_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is or not: the end-to-end tests bring it along."""
+
+    def without_grpc(group: str) -> list[EntryPoint]:
+        return [entry for entry in entry_points(group=group) if not entry.name.endswith("_grpc")]
+
+    monkeypatch.setattr("agentcore_telemetry.environment._is_installed", lambda module: False)
+    monkeypatch.setattr("agentcore_telemetry.environment.entry_points", without_grpc)
+
+
 @pytest.fixture
 def grpc_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentcore_telemetry.environment._is_installed", lambda module: True)
@@ -388,7 +402,7 @@ def elsewhere(name: str, sink: OtlpSink) -> dict[str, str]:
     return {TRACES_ENDPOINT: f"{sink.endpoint}/v1/traces"} if name == ENDPOINT else {ENDPOINT: sink.endpoint}
 
 
-@pytest.mark.parametrize(("name", "value"), BAD, ids=short)
+@pytest.mark.parametrize(("name", "value"), NONSENSE.items(), ids=short)
 def test_a_service_serves_and_exports_whatever_a_variable_holds_and_warns_once(
     name: str, value: str, sink: OtlpSink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -408,7 +422,7 @@ def test_a_service_serves_and_exports_whatever_a_variable_holds_and_warns_once(
     assert os.environ.get(name) == (None if name == "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED" else value)
 
 
-@pytest.mark.parametrize(("name", "value"), BAD, ids=short)
+@pytest.mark.parametrize(("name", "value"), NONSENSE.items(), ids=short)
 def test_where_the_host_program_has_a_provider_no_variable_is_ours_to_judge(
     name: str, value: str, no_provider: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -449,8 +463,8 @@ def test_a_disabled_sdk_does_not_keep_a_provider_of_the_hosts_from_being_used(
     assert begun == ["POST /invocations"]
 
 
-NONSENSE = {
-    **{name: values[-1] for names, (_, values) in VALUES.items() for name in names},
+VISIBLE_NONSENSE = {
+    **NONSENSE,
     "OTEL_TRACES_EXPORTER": "zipkin,console",
     "OTEL_TRACES_SAMPLER": "traceidratio",
     "OTEL_TRACES_SAMPLER_ARG": "half",
@@ -481,19 +495,20 @@ print("fields", *sorted(get_global_textmap().fields), file=sys.stderr)
 def run(code: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    environment["AGENTCORE_LOG_FORMAT"] = "none"  # so that the lines have the form that the program gives them
     return subprocess.run(
         [sys.executable, "-c", code], env=environment | variables, capture_output=True, text=True, timeout=60
     )
 
 
 def test_a_process_with_nonsense_in_every_variable_names_each_once_when_it_begins_to_serve() -> None:
-    done = run(SERVICE, **NONSENSE)
+    done = run(SERVICE, **VISIBLE_NONSENSE)
 
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     warnings = lines[lines.index("made") + 1 : lines.index("serving")]
     assert sorted(warning.partition(":")[0] for warning in warnings) == sorted(
-        NONSENSE.keys() - {"OTEL_TRACES_SAMPLER"}
+        VISIBLE_NONSENSE.keys() - {"OTEL_TRACES_SAMPLER"}
     )
     assert lines == ["made", *warnings, "serving", "fields traceparent tracestate"]
     assert '"name": "POST /invocations"' in done.stdout

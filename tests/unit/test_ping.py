@@ -302,6 +302,10 @@ class Holding:
     async def coroutine(self, payload: Any) -> Any:
         return self.block()
 
+    async def coroutine_with_an_await(self, payload: Any) -> Any:
+        await asyncio.sleep(0)
+        return self.block()
+
     def generator(self, payload: Any) -> Iterator[Any]:
         yield self.block()
 
@@ -310,7 +314,7 @@ class Holding:
 
 
 @pytest.mark.parametrize("custom", [None, lambda: "Healthy", async_busy], ids=["automatic", "custom", "async custom"])
-@pytest.mark.parametrize("name", ["plain", "coroutine", "generator", "async_generator"])
+@pytest.mark.parametrize("name", ["plain", "coroutine", "coroutine_with_an_await", "generator", "async_generator"])
 def test_ping_answers_while_handlers_block(
     monkeypatch: pytest.MonkeyPatch, name: str, custom: Callable[[], Any] | None
 ) -> None:

@@ -905,7 +905,7 @@ FORKING = """
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
     def ended_by_terminate():
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
         child.start()
         child.terminate()
         child.join(10)
@@ -918,7 +918,10 @@ FORKING = """
             defaults = [signal.SIG_DFL, signal.default_int_handler]
             assert in_a_child(defaults), "a child has our handlers"
             assert await asyncio.to_thread(in_a_child, defaults), "a child of a thread has our handlers"
-            assert ended_by_terminate()
+            for _ in range(10):  # each at once: a signal that comes while the child is being made counts too
+                assert ended_by_terminate(), "a child outlived its signal"
+                assert await asyncio.to_thread(ended_by_terminate), "a child of a thread outlived its signal"
+            assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
             assert dispositions() == ours, "the parent lost its handlers"
             signal.signal(signal.SIGTERM, own)
             assert in_a_child([own, signal.default_int_handler]), "a child lost a handler of the author's"

@@ -85,10 +85,42 @@ fast_encode = msgspec.json.Encoder(enc_hook=_enc_hook).encode
 """Encodes a value, or raises where the fallback encoder is needed."""
 
 find_offset = re.compile(rb'T\d\d:\d\d:\d\d(?:\.\d{6})?[+-]\d\d:\d\d"').search
-"""Finds, in what :data:`fast_encode` gave, a UTC offset that may be rounded to minutes: the fallback encoder is needed.
+"""Finds, in what :data:`fast_encode` gave, the UTC offset of a date and time, which msgspec rounds to minutes.
 
-msgspec writes one within 30 seconds of none or of a day as ``Z``, which is not looked for: no time zone has one.
+It writes one within 30 seconds of none or of a day as ``Z``, which is not looked for: no time zone has one.
 """
+
+
+def has_rounded_offset(value: object) -> bool:
+    """Whether a value that :data:`fast_encode` encoded may hold a date and time whose UTC offset has seconds.
+
+    Faster than to encode by level all that has times with an offset, or a text that looks so.
+
+    Args:
+        value: The value.
+
+    Returns:
+        False where each offset is in whole minutes.
+    """
+    try:
+        pending: list[Any] = [
+            msgspec.to_builtins(value, builtin_types=(dt.datetime,), str_keys=True, enc_hook=_enc_hook)
+        ]
+        for item in pending:  # which grows meanwhile
+            kind = type(item)
+            if kind is dict:
+                pending += item.values()
+            elif kind is list or kind is tuple:
+                pending += item
+            elif kind is dt.datetime and _has_seconds(item.utcoffset()):
+                return True
+    except Exception:  # a key that is a date and time, say
+        return True
+    return False
+
+
+def _has_seconds(offset: dt.timedelta | None) -> bool:
+    return bool(offset and offset % _MINUTE)
 
 
 def encode_by_level(value: object) -> bytes:
@@ -352,7 +384,7 @@ def _encode_whole(value: Any) -> bytes | None:
         data = fast_encode(value)
     except Exception:
         return None
-    return None if 84 in data and find_offset(data) else data
+    return None if 84 in data and find_offset(data) and has_rounded_offset(value) else data
 
 
 def _encode_leaf(value: Any) -> bytes:
@@ -407,8 +439,7 @@ def _without_surrogates(text: str) -> str:
 
 def _with_exact_offset(value: dt.datetime) -> dt.datetime | str:
     """Convert a date and time to UTC where its UTC offset has seconds, which RFC 3339 has no form for."""
-    offset = value.utcoffset()
-    if not offset or not offset % _MINUTE:
+    if not _has_seconds(value.utcoffset()):
         return value
     try:
         return value.astimezone(dt.UTC)

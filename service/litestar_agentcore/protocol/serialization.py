@@ -7,7 +7,13 @@ from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 
-from litestar_agentcore.protocol.fallback_encoder import encode_by_level, encode_failure, fast_encode, find_offset
+from litestar_agentcore.protocol.fallback_encoder import (
+    encode_by_level,
+    encode_failure,
+    fast_encode,
+    find_offset,
+    has_rounded_offset,
+)
 from litestar_agentcore.protocol.models import Refusal
 
 Decode = Callable[[bytes | bytearray], Any]
@@ -32,11 +38,11 @@ def encode(value: object) -> bytes:
     """
     try:
         data = fast_encode(value)
-        # A date and time has a "T" and the sign of its UTC offset: two quick looks save most answers the search.
-        if 84 in data and (43 in data or 45 in data) and type(value) is not str and find_offset(data):
-            return encode_by_level(value)
     except Exception:
         return _encode_by_level(value)
+    # A date and time has a "T" and the sign of its UTC offset: two quick looks save most answers the search.
+    if 84 in data and (43 in data or 45 in data) and type(value) is not str and find_offset(data):
+        return _encode_by_level(value) if has_rounded_offset(value) else data
     return data
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from functools import partial
@@ -14,6 +15,8 @@ from litestar_agentcore.runtime.failure import Failure
 from litestar_agentcore.runtime.handler import Handler, HandlerKind
 from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, PlainEventStream
 from litestar_agentcore.runtime.threads import ThreadPool
+
+logger = logging.getLogger(__name__)
 
 _PLAIN_VALUES = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
 """Types of which a value is neither a generator nor a response."""
@@ -252,7 +255,7 @@ class HandlerCall:
             value = self._handler.call(self._payload, self._context)
             if one_step:
                 value = _only_step(value)
-            if type(value) not in _PLAIN_VALUES and inspect.isawaitable(value):
+            if _is_awaitable(value):
                 self._callbacks.call_soon(self._spawn_awaitable, value, copy_context())
                 return
             result = self._result_of(value)
@@ -269,16 +272,19 @@ class HandlerCall:
 
     def _result_of(self, value: Any) -> Any:
         """Encode what a handler returned, here on its side, where a large value holds nobody up."""
-        if type(value) in _PLAIN_VALUES:
-            return encode(value)
-        if isinstance(value, AsyncGenerator):
-            return self._stream_of(value)
-        if isinstance(value, Generator):
-            execution = self._execution
-            capacity, note = execution.stream_capacity, self._observer.note
-            return PlainEventStream(value, execution.pool, self._callbacks, capacity, note)
-        if (response := self._execution.as_response(value)) is not None:
-            return response
+        try:
+            if type(value) in _PLAIN_VALUES:
+                return encode(value)
+            if isinstance(value, AsyncGenerator):
+                return self._stream_of(value)
+            if isinstance(value, Generator):
+                execution = self._execution
+                capacity, note = execution.stream_capacity, self._observer.note
+                return PlainEventStream(value, execution.pool, self._callbacks, capacity, note)
+            if (response := self._execution.as_response(value)) is not None:
+                return response
+        except Exception:  # its class cannot be hashed, or the object does not let itself be asked what it is
+            logger.debug("A value of type %s is taken for one that is to be encoded", type(value), exc_info=True)
         return encode(value)
 
     def _stream_of(self, source: AsyncGenerator[Any, Any]) -> AsyncEventStream:
@@ -286,6 +292,13 @@ class HandlerCall:
 
     def _iterate_in_thread(self, stream: PlainEventStream) -> None:
         self._execution.pool.submit(partial(copy_context().run, stream.iterate))
+
+
+def _is_awaitable(value: Any) -> bool:
+    try:
+        return type(value) not in _PLAIN_VALUES and inspect.isawaitable(value)
+    except Exception:  # as in HandlerCall._result_of
+        return False
 
 
 def _only_step(coroutine: Coroutine[Any, Any, Any]) -> Any:
