@@ -8,6 +8,7 @@ reference runtime as well. ``HABITS_EXAMPLES`` says how many schedules are to be
 import asyncio
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -362,7 +363,9 @@ def test_probes_scrapes_and_plain_handlers_feel_nothing_of_an_async_handler_that
                 response = client.request(method, path, json=0 if method == "POST" else None)
                 seconds.append(time.monotonic() - began)
                 assert response.status_code == 200
+        lag = re.findall(r"^agentcore_event_loop_lag_seconds (\S+)$", client.get("/metrics").text, re.MULTILINE)
         assert not blocked.done(), "the handler did not block for as long as was measured"
+        assert float(*lag) > 4
         assert blocked.result().json() == "blocked"
     for request, seconds in latencies.items():
         assert sorted(seconds)[int(0.99 * len(seconds))] < 0.02, request

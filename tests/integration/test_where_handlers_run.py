@@ -508,6 +508,30 @@ def test_plain_handlers_are_served_while_more_streams_are_unread_than_there_are_
             assert call(server, DO_NOTHING, PROMPT) == (200, "hello")
 
 
+def test_where_no_more_threads_may_be_parked_a_generator_function_is_refused_and_a_function_waits() -> None:
+    payload = {"keeps": "sqlite", "rows": ROWS_FOR_SLOW_READERS}
+    limits = {"AGENTCORE_SYNC_THREADS": "1", "AGENTCORE_PARKED_THREADS": "1"}
+    running, parked = (f'agentcore_handler_threads{{state="{state}"}}' for state in ("running", "parked"))
+    for name in ("plain_generator", "plain_function_returning_it"):
+        with serving(name, **limits) as server, ThreadPoolExecutor(3) as threads, ExitStack() as stack:
+            unread = []
+            for place in (parked, running):
+                unread.append(stack.enter_context(server.invoke_and_leave_unread(payload)))
+                receive_until(unread[-1], b"data: ")
+                eventually(lambda place=place: metric(server, place) == 1)  # type: ignore[misc]
+            third = threads.submit(call, server, payload | {"rows": 3})
+            if name == "plain_generator":
+                assert third.result()[0] == 503
+            else:
+                time.sleep(0.3)
+                assert not third.done()
+            for connection in unread:
+                connection.close()
+            if name == "plain_function_returning_it":
+                assert thread_of(third.result()[1], 3)
+            assert thread_of(call(server, payload | {"rows": 3})[1], 3)
+
+
 @pytest.mark.parametrize("name", RETURNING)
 def test_a_plain_generator_is_closed_in_its_thread_when_the_client_leaves(name: str) -> None:
     used = []
@@ -773,3 +797,15 @@ def test_sessions_that_block_without_an_await_do_not_wait_for_one_another() -> N
         began = time.monotonic()
         assert list(threads.map(ask, range(8))) == ["done"] * 8
         assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("blocks_without_await", "async without await, in a thread for each call"),
+        ("left_while_it_works", "async, on the agent's loop"),
+    ],
+)
+def test_the_log_says_at_the_start_how_the_entrypoint_runs(name: str, how: str) -> None:
+    with serving(name) as server:
+        assert f"{name}: {how}" in [entry["message"] for entry in entries(server)]
