@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
+import anyio
 import httpx
 import msgspec
 import pytest
@@ -1069,3 +1070,25 @@ def test_sys_exit_in_a_task_of_a_handler_ends_neither_the_service_nor_other_hand
         assert client.post("/invocations", json="exit").json() == "exit"
         assert client.post("/invocations", json="proceed").json() == "proceed"
         assert other.result(60).json() == "wait"
+
+
+async def asks_for_its_task(payload: Any) -> str:
+    task = asyncio.current_task()
+    return type(task).__name__
+
+
+async def opens_a_cancel_scope(payload: Any) -> str:
+    with anyio.CancelScope():
+        pass
+    return "done"
+
+
+@pytest.mark.parametrize("handler", [asks_for_its_task, opens_a_cancel_scope])
+def test_a_handler_that_asks_for_its_task_has_one_though_it_has_no_await(
+    handler: Any, app: BedrockAgentCoreApp, client: Client
+) -> None:
+    assert inspect_handler(handler).kind is HandlerKind.COROUTINE
+    app.entrypoint(handler)
+    response = client.post("/invocations", json={})
+    assert response.status_code == 200
+    assert response.json() != "NoneType"

@@ -415,7 +415,7 @@ def test_whatever_calls_do_each_runs_when_its_turn_comes_and_the_counts_are_righ
             pool = calls.pool
             eventually(lambda pool=pool: pool.running == model.taken)  # type: ignore[misc]
             assert (pool.parked, pool.queue_length) == (len(model.parked), len(model.queue))
-            assert pool.is_full == (model.taken >= size and len(model.parked) >= park_limit)
+            assert pool.is_full == (model.taken >= size and len(model.parked) + len(model.returning) >= park_limit)
     finally:
         calls.let_go()
     assert (calls.pool.running, calls.pool.parked, calls.pool.queue_length) == (0, 0, 0)

@@ -207,9 +207,7 @@ class HandlerCall:
 
     def _spawn_awaitable(self, value: Awaitable[Any], context: Context) -> None:
         """Go on with what plain code returned as an async handler does."""
-        if self._cancelled and inspect.iscoroutine(value):
-            value.close()
-        self._task = self._execution.spawn(self._run_async(lambda: value), context, self._handler.name)
+        self._task = self._execution.spawn(self._run_returned(value), context, self._handler.name)
 
     # -- On the handler's side
 
@@ -242,6 +240,11 @@ class HandlerCall:
             await result.iterate()
         elif isinstance(result, PlainEventStream):
             self._iterate_in_thread(result)
+
+    async def _run_returned(self, value: Awaitable[Any]) -> None:
+        if self._cancelled and inspect.iscoroutine(value):
+            value.close()
+        await self._run_async(lambda: value)
 
     def _run_in_thread(self) -> None:
         """Run plain code, or the only step of a coroutine, and iterate the plain generator that it returns."""

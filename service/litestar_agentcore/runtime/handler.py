@@ -160,12 +160,21 @@ def _kind(function: HandlerFunction) -> HandlerKind:
 def _has_one_step(function: Any) -> bool:
     """Tell whether a coroutine of this function ends without ever having waited.
 
+    Code that asks for its task is left out: asyncio keeps one current task for each loop (before Python 3.14), and in a
+    thread that would be another session's.
+
     What waits (``await``, ``async for``, ``async with``) compiles to the instruction ``SEND`` in Python 3.11 to 3.14.
     """
     code = getattr(function, "__code__", None)
     if not isinstance(code, CodeType) or not code.co_flags & inspect.CO_COROUTINE:
         return False
+    if _ASKING_FOR_THE_TASK.intersection(code.co_names):
+        return False
     return all(instruction.opname != "SEND" for instruction in dis.get_instructions(code))
+
+
+_ASKING_FOR_THE_TASK = frozenset({"current_task", "get_current_task", "CancelScope", "move_on_after", "fail_after"})
+"""Names of asyncio's and anyio's."""
 
 
 def _parameters(function: HandlerFunction) -> list[inspect.Parameter]:

@@ -59,8 +59,8 @@ class ThreadPool:
 
     @property
     def is_full(self) -> bool:
-        """Whether every place is taken, those for parked calls included."""
-        return self._free <= 0 and self.parked >= self._park_limit
+        """Whether every place is taken, those for parked calls included, or promised to calls that were parked."""
+        return self._free <= 0 and self.parked + len(self._returning) >= self._park_limit
 
     def submit(self, call: Callable[[], object]) -> None:
         """Run a call in a thread as soon as there is room for it; the calls begin in their order.
