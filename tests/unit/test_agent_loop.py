@@ -1059,3 +1059,21 @@ class TestRunningFromElsewhere:
     def test_what_is_no_coroutine_is_a_type_error(self, app: BedrockAgentCoreApp, value: Any) -> None:
         with pytest.raises(TypeError, match=r"agent.run\(\) takes a coroutine"):
             asyncio.run(app.agent.run(value))
+
+
+def test_an_event_that_a_handler_in_a_thread_sets_is_not_found_in_the_middle(agent: AgentLoop) -> None:
+    """asyncio's primitives are not thread-safe; but waking the loop must not hand it the lock while one is at work."""
+    for _ in range(50):
+        event, waiting = asyncio.Event(), threading.Semaphore(0)
+
+        async def wait(event: asyncio.Event = event, waiting: threading.Semaphore = waiting) -> None:
+            waiting.release()
+            await event.wait()
+
+        tasks = [asyncio.run_coroutine_threadsafe(wait(), agent.loop) for _ in range(3)]
+        for _ in tasks:
+            assert waiting.acquire(timeout=PATIENCE)
+        eventually(lambda: agent.loop.turns.waiting)
+        event.set()
+        for task in tasks:
+            task.result(PATIENCE)

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import heapq
 import logging
 import os
@@ -111,6 +112,8 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         self._callbacks: Any = self._ready  # type: ignore[attr-defined]
         self.turns.has_callbacks = self._callbacks.__len__
         self._default_executor = _DaemonExecutor()
+        self._wake_requested = threading.Lock()
+        self._wake_requested.acquire()
         self._batching: int | None = None
         self._waker: asyncio.AbstractEventLoop | None = None
         self._started: dict[asyncio.Task[Any], Context] = {}
@@ -122,16 +125,38 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
     def call_soon(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        """Call a function in the loop's next turn; from any thread."""
-        self._check_closed()  # type: ignore[attr-defined]
-        if self.get_debug():
-            self._check_callback(callback, "call_soon")  # type: ignore[attr-defined]
-        handle: asyncio.Handle = self._call_soon(callback, args, context)  # type: ignore[attr-defined]
+        """Call a function in the loop's next turn; from any thread.
+
+        From another thread the loop is woken by a third one: to wake it here would be a system call, in which the
+        interpreter's lock passes to the loop, and ``Event.set()`` and its like are then found in the middle.
+        """
+        handle = self._schedule(callback, args, context)
+        if self.turns.waiting and self._batching != threading.get_ident():
+            self.turns.waiting = False
+            with contextlib.suppress(RuntimeError):  # it has been asked, and did not come to it yet
+                self._wake_requested.release()
+        return handle
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Call a function in the loop's next turn, and wake the loop at once; from any thread."""
+        handle = self._schedule(callback, args, context)
         if self.turns.waiting:
             self._wake()
         return handle
 
-    call_soon_threadsafe = call_soon
+    def _schedule(self, callback: Any, args: Any, context: Context | None) -> asyncio.Handle:
+        self._check_closed()  # type: ignore[attr-defined]
+        if self.get_debug():
+            self._check_callback(callback, "call_soon")  # type: ignore[attr-defined]
+        handle: asyncio.Handle = self._call_soon(callback, args, context)  # type: ignore[attr-defined]
+        return handle
+
+    def wakes(self) -> None:
+        """Wake the loop each time that :meth:`call_soon` asks for it, until the loop is closed; in a thread's body."""
+        while self._wake_requested.acquire() and not self.is_closed():
+            self._write_to_self()  # type: ignore[attr-defined]
 
     def call_at(
         self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
@@ -195,9 +220,8 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         return task
 
     def _wake(self) -> None:
-        if self._batching != threading.get_ident():
-            self.turns.waiting = False
-            self._write_to_self()  # type: ignore[attr-defined]
+        self.turns.waiting = False
+        self._write_to_self()  # type: ignore[attr-defined]
 
     def _wake_after_turn_of_caller(self) -> None:
         caller = asyncio._get_running_loop()  # noqa: SLF001 - which does not raise, unlike its public twin
@@ -226,6 +250,8 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
                 if not self._ended:
                     logger.warning("A handler stopped the agent's event loop, which goes on")
         self.close()
+        with contextlib.suppress(RuntimeError):
+            self._wake_requested.release()
 
     def end_when_idle(self) -> None:
         """End the thread and close the loop once no task is left on it."""
@@ -311,6 +337,7 @@ class AgentLoop:
                 watchdog = loop.turns.watchdog = Watchdog(loop, self._stall_seconds, self._on_stall)
                 loop.thread = threading.Thread(target=loop.runs_forever, name=THREAD_NAME, daemon=True)
                 loop.thread.start()
+                threading.Thread(target=loop.wakes, name="agentcore-waker", daemon=True).start()
                 # Neither thread knows the app, so that one that nobody knows any more takes its threads along.
                 weakref.finalize(self, _release, loop, watchdog).atexit = False
                 self._loop = loop
