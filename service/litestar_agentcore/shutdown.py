@@ -59,7 +59,8 @@ class Shutdown:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._hurry = False
-        self._has_server = False
+        self.has_server = False
+        """Whether a server runs the application in this process, and not a test client, say."""
         self._draining: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -70,7 +71,7 @@ class Shutdown:
             return
         loop = asyncio.get_running_loop()
         servers = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
-        self._has_server = signal.SIGTERM in servers
+        self.has_server = signal.SIGTERM in servers
 
         def take(number: int) -> None:
             self._take(loop, number, servers[signal.Signals(number)])
@@ -93,7 +94,7 @@ class Shutdown:
         """
         if self._draining is not None:
             await self._draining
-        elif self._has_server:
+        elif self.has_server:
             await self._end_work(self._agent.settings.shutdown_grace_seconds)
         else:
             await self._end_work(0)

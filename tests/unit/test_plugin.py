@@ -1,6 +1,9 @@
 """``AgentCorePlugin``: an agent inside an application that exists already."""
 
+import asyncio
+import gc
 import logging
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -355,3 +358,20 @@ def test_an_endpoint_moves_or_goes_where_the_application_has_one_of_its_own(path
         assert client.get(path).text == "the application's"
         assert client.get("/agent" + path).status_code == (404 if moved is None else 200)
         assert client.post("/invocations", json={}).status_code == 200
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_the_collector_passes_over_what_a_server_has_started_with_and_over_nothing_else(served: bool) -> None:
+    app = litestar_with(AgentCorePlugin(echo))
+
+    async def main() -> int:
+        async with app.lifespan():
+            return gc.get_freeze_count()
+
+    before = signal.signal(signal.SIGTERM, (lambda number, frame: None) if served else signal.SIG_DFL)
+    try:
+        frozen = asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (frozen > 0) is served
+    assert gc.get_freeze_count() == 0
