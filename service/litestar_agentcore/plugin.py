@@ -164,9 +164,8 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
 def startup_objects_frozen() -> Iterator[None]:
     """Have the garbage collector pass over what was made before a server began to serve, as long as it serves.
 
-    A full collection looks at all of it each time, for nothing: of the 20 ms for which the slowest hundredth of
-    invocations waited under load, 17 were such looks. Reference counting goes on; what is left uncollected are cycles
-    among objects of the start that become garbage later.
+    A full collection looks at all of it each time, for nothing, and was most of the p99 under load. Reference counting
+    goes on; what stays uncollected are cycles among objects of the start that become garbage later.
     """
     gc.freeze()
     try:
