@@ -9,7 +9,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
 
 from litestar_agentcore.asgi_bridge import serve_on_agent_loop
-from litestar_agentcore.connections import agent_websocket
+from litestar_agentcore.connections import NO_STATUS, ClientDisconnected, agent_websocket
 from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
 from litestar_agentcore.protocol.headers import response_headers
 from litestar_agentcore.protocol.models import Refusal, shutting_down
@@ -46,6 +46,8 @@ class WebSocketConnection:
         self._accepted = False
         self._closed = False
         self._client_left = False
+        self._disconnect: Any = None
+        """The last message, once the client has left."""
         self._status = 403
         """The HTTP status of a handshake that is not accepted: a server's own, or the handler's."""
 
@@ -129,9 +131,12 @@ class WebSocketConnection:
         message = await self._receive()
         if message["type"] == "websocket.disconnect":
             self._closed = True
+            self._disconnect = message
         return message
 
     async def _send_message(self, message: Message) -> None:
+        if (disconnect := self._disconnect) is not None:  # it is read ahead of the handler, which sends in vain
+            raise ClientDisconnected(disconnect.get("code") or NO_STATUS, disconnect.get("reason") or "")
         if message["type"] == "websocket.accept":
             self._accepted = True
         elif message["type"] == "websocket.http.response.start":  # the handshake is denied

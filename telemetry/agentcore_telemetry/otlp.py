@@ -1,6 +1,6 @@
 """The encoding of spans in the OpenTelemetry protocol.
 
-The same bytes as the SDK's encoder writes, in a quarter of the time, since there are no protobuf objects between. The
+The same bytes as the SDK's encoder writes, in a third of the time, since there are no protobuf objects between. The
 numbers of the fields are those of ``opentelemetry/proto/trace/v1/trace.proto``, version 1.
 """
 

@@ -24,7 +24,16 @@ def environment(name: str) -> Path:
     stamp = directory / requirements.name
     if not stamp.exists() or stamp.read_text() != requirements.read_text():
         run(sys.executable, "-m", "venv", "--clear", directory)
-        run(directory / "bin" / "python", "-m", "pip", "install", "--require-hashes", "--requirement", requirements)
+        run(
+            directory / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "--no-compile",
+            "--require-hashes",
+            "--requirement",
+            requirements,
+        )
         stamp.write_text(requirements.read_text())
     return directory / "bin"
 

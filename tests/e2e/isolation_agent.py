@@ -80,7 +80,7 @@ def plain_events(ask: Ask) -> Iterator[Any]:
 @put("/entrypoint/{name:str}", sync_to_thread=False)
 def choose_entrypoint(name: str) -> None:
     """Have another handler answer from now on; what runs goes on."""
-    app.entrypoint({"chat": chat, "chat_plainly": chat_plainly}[name])
+    app.entrypoint({handler.__name__: handler for handler in (chat, chat_plainly, chat_without_await)}[name])
 
 
 app = BedrockAgentCoreApp(route_handlers=[count_generators, choose_entrypoint])
@@ -88,6 +88,7 @@ app = BedrockAgentCoreApp(route_handlers=[count_generators, choose_entrypoint])
 
 @app.entrypoint
 async def chat(payload: Ask) -> Any:
+    await asyncio.sleep(0)
     match payload.do:
         case "block":
             time.sleep(payload.seconds)
@@ -104,6 +105,13 @@ async def chat(payload: Ask) -> Any:
     return "done"
 
 
-def chat_plainly(payload: Ask) -> str:
+def chat_plainly(payload: Ask) -> Any:
+    if payload.do == "stream plainly":
+        return generators.keep(plain_events(payload))
+    time.sleep(payload.seconds)
+    return "done"
+
+
+async def chat_without_await(payload: Ask) -> str:
     time.sleep(payload.seconds)
     return "done"

@@ -63,6 +63,12 @@ DIFFERENT = {
     f"{APP}TestSerializationConsistency::test_complex_nested_objects": IN_PLACE,
     f"{APP}TestWorkerLoopInvocation::test_sync_streaming_still_works_via_http": SEPARATORS,
     f"{APP}TestWorkerLoopInvocation::test_async_gen_streaming_works_via_http": SEPARATORS,
+    f"{APP}TestNonStreamingSafeSerialization::test_non_streaming_consistency_with_streaming": (
+        "writes to app.handlers, which can only be read here"
+    ),
+    f"{APP}TestConfigBundleBaggageParsing::test_baggage_header_populates_bundle_ref": (
+        "compares with an object of the SDK's class: the reference to a bundle is one of ours, with the same fields"
+    ),
     f"{APP}TestWebSocketSupport::test_websocket_no_handler_defined": (
         "asks for a refused handshake (403): here the socket is accepted and closed with code 1011"
     ),

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -47,6 +48,15 @@ def assert_that_ping_answers(server: Server) -> None:
 
 def async_function(body: Body) -> Handler:
     async def handler(payload: Any) -> str:
+        await asyncio.sleep(0)
+        body()
+        return "done"
+
+    return handler
+
+
+def async_function_without_await(body: Body) -> Handler:
+    async def handler(payload: Any) -> str:
         body()
         return "done"
 
@@ -77,7 +87,7 @@ def sync_generator(body: Body) -> Handler:
     return handler
 
 
-KINDS = [async_function, sync_function, async_generator, sync_generator]
+KINDS = [async_function, async_function_without_await, sync_function, async_generator, sync_generator]
 
 
 def wait(release: threading.Event) -> None:
@@ -108,14 +118,17 @@ def test_ping_answers_while_a_handler_blocks(
         receive_until(connection, b"done")
 
 
-def test_ping_and_async_invocations_are_answered_while_more_sync_handlers_block_than_there_are_threads() -> None:
+@pytest.mark.parametrize("kind", [sync_function, async_function_without_await])
+def test_ping_and_async_invocations_are_answered_while_more_handlers_block_than_there_are_threads(
+    kind: Callable[[Body], Handler],
+) -> None:
     entered, release = threading.Semaphore(0), threading.Event()
 
     def block() -> None:
         entered.release()
         release.wait(2 * PATIENCE)
 
-    app = app_of(sync_function(block))
+    app = app_of(kind(block))
     with serve(app) as server, server.client() as client, ExitStack() as stack:
         stack.callback(release.set)
         connections = [stack.enter_context(server.invoke_and_leave_unread({})) for _ in range(200)]
@@ -127,6 +140,18 @@ def test_ping_and_async_invocations_are_answered_while_more_sync_handlers_block_
         release.set()
         for connection in connections:
             receive_until(connection, b"done")
+
+
+def test_sessions_that_block_without_an_await_do_not_wait_for_one_another() -> None:
+    with (
+        serve(app_of(async_function_without_await(lambda: time.sleep(1)))) as server,
+        server.client() as client,
+        ThreadPoolExecutor(8) as sessions,
+    ):
+        began = time.monotonic()
+        answers = [sessions.submit(client.post, "/invocations", json={}) for _ in range(8)]
+        assert [answer.result(PATIENCE).json() for answer in answers] == ["done"] * 8
+        assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -173,7 +198,10 @@ def test_what_came_with_one_request_is_unknown_to_the_next_on_the_same_connectio
 
 
 class Served:
-    """An agent that answers in every way, and blocks in any of them where it is told to."""
+    """An agent that answers in every way, and holds the agent's loop in any of them where it is told to.
+
+    Its entrypoint is a plain function, in a thread of its own; what it returns runs where that belongs.
+    """
 
     def __init__(self) -> None:
         self.entered, self.release = threading.Event(), threading.Event()
@@ -185,21 +213,27 @@ class Served:
         self.entered.set()
         self.release.wait(PATIENCE)
 
-    async def answer(self, payload: Any) -> Any:
+    def answer(self, payload: Any) -> Any:
+        match payload:
+            case "block" | "block later" | "block in a task" | "async":
+                return self.answer_async(payload)
+            case "block in a stream":
+                return self.events(self.block)
+            case "stream":
+                return self.events(lambda: None)
+            case "plain stream":
+                return (number for number in range(3))
+        return payload
+
+    async def answer_async(self, payload: Any) -> Any:
         match payload:
             case "block":
                 self.block()
             case "block later":
                 await asyncio.sleep(0.05)
                 self.block()
-            case "block in a stream":
-                return self.events(self.block)
             case "block in a task":
-                await asyncio.create_task(self.answer("block later"))
-            case "stream":
-                return self.events(lambda: None)
-            case "plain stream":
-                return (number for number in range(3))
+                await asyncio.create_task(self.answer_async("block later"))
         return payload
 
     async def events(self, between: Callable[[], None]) -> AsyncIterator[int]:
@@ -241,21 +275,31 @@ def invocation(what: str) -> Callable[[Server], AbstractContextManager[Any]]:
     ],
     ids=["at once", "after an await", "in a stream", "in a task", "in a websocket"],
 )
-def test_other_sessions_are_served_while_an_async_handler_holds_its_loop(
+def test_plain_handlers_are_served_while_an_async_one_holds_the_loop_and_async_ones_after_it(
     blocked: Callable[[Server], AbstractContextManager[Any]],
 ) -> None:
     agent = Served()
-    with serve(agent.app) as server, server.client(timeout=PROMPT) as client, blocked(server):
+    with (
+        serve(agent.app) as server,
+        server.client(timeout=PROMPT) as client,
+        server.client() as patient,
+        ThreadPoolExecutor(4) as sessions,
+        conversation(server, "hello") as say,
+        blocked(server),
+    ):
         assert agent.entered.wait(PATIENCE)
+        waiting = [sessions.submit(patient.post, "/invocations", json=what) for what in ("async", "stream")]
         for _ in range(3):
             assert client.post("/invocations", json="hello").json() == "hello"
-            for stream in ("stream", "plain stream"):
-                assert client.post("/invocations", json=stream).text == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
-            with conversation(server, "hello") as say:
-                assert [say("and"), say("so on")] == ["hello", "and"]
+            assert client.post("/invocations", json="plain stream").text == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
+            assert client.get("/metrics").status_code == client.get("/ready").status_code == 200
         assert_that_ping_answers(server)
-        assert not agent.release.is_set()
+        assert not any(session.done() for session in waiting)
         agent.release.set()
+        answer, stream = [session.result(PATIENCE) for session in waiting]
+        assert answer.json() == "async"
+        assert stream.text == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
+        assert [say("and"), say("so on")] == ["hello", "and"]
 
 
 def stalls(client: httpx.Client) -> float:
@@ -263,7 +307,7 @@ def stalls(client: httpx.Client) -> float:
     return float(value)
 
 
-def test_a_handler_that_holds_its_loop_is_counted_and_named_once_with_its_session_and_stack() -> None:
+def test_a_handler_that_holds_the_loop_is_counted_and_named_once_with_its_session_and_stack() -> None:
     port = free_port()
     with run(uvicorn_command("tests.integration.agents.blocking", port), port) as server, server.client() as client:
         client.post("/invocations", json={"seconds": 0.01})
@@ -273,16 +317,16 @@ def test_a_handler_that_holds_its_loop_is_counted_and_named_once_with_its_sessio
         assert stalls(client) == 1
         eventually(lambda: any("turns again" in line for line in server.stderr()))
         server.terminate()
-        lines = [json.loads(line) for line in server.stderr() if "litestar_agentcore.runtime" in line]
+        lines = [json.loads(line) for line in server.stderr() if "litestar_agentcore.runtime.watchdog" in line]
     warning, recovery = lines
-    assert (warning["level"], warning["logger"]) == ("WARNING", "litestar_agentcore.runtime.watchdog")
+    assert warning["level"] == "WARNING"
     assert (warning["requestId"], warning["sessionId"]) == ("request-1", "session-1")
     first, *stack = warning["message"].splitlines()
-    assert first.startswith("The handler ask_the_model (session session-1) has held its event loop for 0.1")
+    assert first.startswith("The handler ask_the_model (session session-1) has held the agent's event loop for 0.1")
     calls = [line.rpartition(", in ")[2] for line in stack if line.startswith("  File ")]
     assert calls == ["ask_the_model", "call_without_await"]
     assert recovery["level"] == "INFO"
-    assert recovery["message"].startswith("agentcore-worker turns again, after 0.")
+    assert recovery["message"].startswith("The agent's event loop turns again, after 0.")
 
 
 def test_a_payload_type_whose_validation_blocks_holds_up_nobody_else() -> None:
@@ -316,24 +360,46 @@ def isolation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return mode
 
 
-def test_inline_means_on_the_loop_that_accepts_requests_for_async_handlers_alone(isolation: str) -> None:
-    async def where(payload: Any) -> str:
-        return threading.current_thread().name
+async def where(payload: Any) -> str:
+    await asyncio.sleep(0)
+    return threading.current_thread().name
 
-    async def where_events(payload: Any) -> AsyncIterator[str]:
-        yield threading.current_thread().name
 
-    def where_plain(payload: Any) -> str:
-        return threading.current_thread().name
+async def where_without_await(payload: Any) -> str:
+    return threading.current_thread().name
 
-    with serve(app_of(where)) as server, server.client() as client:
-        thread = client.post("/invocations", json={}).json()
-        assert thread.startswith("agentcore-worker") == (isolation == "isolated")
-    with serve(app_of(where_events)) as server, server.client() as client:
-        event = client.post("/invocations", json={}).text
-        assert event.startswith('data: "agentcore-worker') == (isolation == "isolated")
-    with serve(app_of(where_plain)) as server, server.client() as client:
-        assert client.post("/invocations", json={}).json().startswith("agentcore-sync")
+
+async def where_events(payload: Any) -> AsyncIterator[str]:
+    yield threading.current_thread().name
+
+
+def where_plain(payload: Any) -> str:
+    return threading.current_thread().name
+
+
+def where_plain_events(payload: Any) -> Iterator[str]:
+    yield threading.current_thread().name
+
+
+@pytest.mark.parametrize(
+    ("handler", "isolated"),
+    [
+        (where, "agentcore-loop"),
+        (where_without_await, "agentcore-sync"),
+        (where_events, "agentcore-loop"),
+        (where_plain, "agentcore-sync"),
+        (where_plain_events, "agentcore-sync"),
+    ],
+)
+def test_inline_means_on_the_loop_that_accepts_requests_for_async_handlers_alone(
+    isolation: str, handler: Handler, isolated: str
+) -> None:
+    with serve(app_of(handler)) as server, server.client() as client:
+        thread = client.post("/invocations", json={}).text.strip().removeprefix("data: ").strip('"')
+        if isolation == "isolated" or "plain" in handler.__name__:
+            assert thread.startswith(isolated)
+        else:
+            assert not thread.startswith("agentcore-")
 
 
 async def async_value(payload: Any) -> Any:

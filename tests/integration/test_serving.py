@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -93,12 +94,19 @@ def test_sigterm_ends_the_process(life: Life) -> None:
 
 @pytest.mark.parametrize("blocked", ["block", "block in a stream"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_sigterm_ends_the_process_though_a_handler_blocks_whose_client_is_gone(command: Command, blocked: str) -> None:
+def test_sigterm_ends_the_process_after_its_grace_though_a_handler_blocks_whose_client_is_gone(
+    command: Command, blocked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTCORE_SHUTDOWN_GRACE_SECONDS", "1")
     port = free_port()
     with run(command(TINY, port), port) as server:
         with server.invoke_and_leave_unread(blocked):
             eventually(lambda: "Invoked" in "".join(server.stderr()))
+        time.sleep(1.5)  # a client is watched for leaving once it has waited for a second
+        began = time.monotonic()
         assert server.terminate() in ENDED_BY_SIGTERM
+        assert time.monotonic() - began >= 1
+        assert len([line for line in server.stderr() if "was still running at shutdown" in line]) == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -203,7 +203,7 @@ def life(request: pytest.FixtureRequest) -> Iterator[Life]:
         old.get("/ping")
         calls = {
             "sleeping": clients.begin("sleeping", do="sleep"),
-            "blocking": clients.begin("blocking", do="block", seconds=20),
+            "blocking": clients.begin("blocking", do="block in a thread", seconds=20),
         }
         clients.invoke("researching", do="research")
         clients.invoke("noting", do="note")
@@ -485,6 +485,30 @@ def test_what_an_async_handler_left_to_a_thread_holds_nobody_up() -> None:
         assert_clean(server)
 
 
+def test_a_handler_that_holds_the_loop_keeps_nobody_from_being_told_and_does_not_hold_up_the_end() -> None:
+    with served(grace=1) as server, Clients(server) as clients:
+        call, stream = clients.begin("sleeping", do="sleep"), clients.begin("streaming", do="stream")
+        clients.invoke("researching", do="research")
+        time.sleep(0.2)
+        holds = clients.begin("holding", do="hold the loop", seconds=30)
+        waits = clients.begin("waiting", do="sleep", seconds=0)
+        assert 1 <= end(server) < 1 + 2 * AT_ONCE
+        for unanswered in (call, holds, waits):
+            assert (unanswered.result().status_code, unanswered.result().json()) == (503, SHUTTING_DOWN)
+        *numbers, last = events(stream.result())
+        assert last == LAST_EVENT
+        assert numbers == list(range(len(numbers)))
+        assert numbers
+        assert [entry["sessionId"] for entry in still_running(server)] == [
+            "sleeping",
+            "streaming",
+            "researching",
+            "holding",
+            "waiting",
+        ]
+        assert_clean(server)
+
+
 def test_a_client_that_does_not_read_its_last_events_holds_nobody_up_for_long() -> None:
     with served(grace=1) as server, server.invoke_and_leave_unread({"do": "pour out"}):
         eventually(lambda: invocations_running(server) == 1)
@@ -609,7 +633,7 @@ def spans() -> dict[str, Span]:
         Clients(server) as clients,
     ):
         clients.begin("sleeping", do="sleep")
-        clients.begin("blocking", do="block", seconds=20)
+        clients.begin("blocking", do="block in a thread", seconds=20)
         clients.begin("streaming", do="stream")
         clients.invoke("researching", do="research")
         clients.invoke("noting", do="note")

@@ -691,7 +691,7 @@ def test_who_waits_for_a_loop_that_is_held_is_told_of_the_shutdown() -> None:
         served(app_run(ENDING, port), port, AGENTCORE_SHUTDOWN_GRACE_SECONDS="1") as server,
         ThreadPoolExecutor(4) as threads,
     ):
-        calls = [threads.submit(call, server, {"do": "block", "seconds": 15}, 2 * PATIENCE)]
+        calls = [threads.submit(call, server, {"do": "hold the loop", "seconds": 15}, 2 * PATIENCE)]
         time.sleep(0.3)
         calls += [threads.submit(call, server, {"do": "sleep"}, 2 * PATIENCE) for _ in range(3)]
         eventually(lambda: metric(server, "agentcore_invocations_in_progress") == 4)

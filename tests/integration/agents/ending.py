@@ -78,7 +78,7 @@ async def agent(ask: Ask, context: RequestContext) -> Any:
     match ask.do:
         case "sleep":
             await asyncio.sleep(ask.seconds)
-        case "block":
+        case "hold the loop":
             time.sleep(ask.seconds)
         case "block in a thread":
             await asyncio.to_thread(time.sleep, ask.seconds)
