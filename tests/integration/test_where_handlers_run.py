@@ -518,6 +518,7 @@ def test_where_no_more_threads_may_be_parked_a_generator_function_is_refused_and
             for place in (parked, running):
                 unread.append(stack.enter_context(server.invoke_and_leave_unread(payload)))
                 receive_until(unread[-1], b"data: ")
+                time.sleep(0.5)  # until the kernel takes no more, so that nothing changes any more
                 eventually(lambda place=place: metric(server, place) == 1)  # type: ignore[misc]
             third = threads.submit(call, server, payload | {"rows": 3})
             if name == "plain_generator":
