@@ -530,6 +530,7 @@ def test_where_no_more_threads_may_be_parked_a_generator_function_is_refused_and
                 connection.close()
             if name == "plain_function_returning_it":
                 assert thread_of(third.result()[1], 3)
+            eventually(lambda: metric(server, parked) == metric(server, running) == 0)
             assert thread_of(call(server, payload | {"rows": 3})[1], 3)
 
 
