@@ -399,7 +399,9 @@ def ports(reference: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
-    with httpx.Client(trust_env=False, timeout=10) as client:
+    # A connection for each: a server that has crashed over the last request may be about to close its own.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(trust_env=False, timeout=10, limits=limits) as client:
         yield client
 
 
