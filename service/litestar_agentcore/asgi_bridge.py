@@ -216,7 +216,9 @@ async def serve_on_agent_loop(
     try:
         error = await outcome
     except asyncio.CancelledError:
-        task.get_loop().call_soon_threadsafe(task.cancel)
+        loop = task.get_loop()
+        # A turn later: what was received before, that the client has left above all, reaches the function first.
+        loop.call_soon_threadsafe(loop.call_soon, task.cancel)
         if bridge is not None:
             await bridge.close(wait=False)
         raise

@@ -2,15 +2,18 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from litestar_agentcore import asgi_bridge as module
-from litestar_agentcore.asgi_bridge import AsgiBridge
+from litestar_agentcore.asgi_bridge import AsgiBridge, Receive, Send, serve_on_agent_loop
 from litestar_agentcore.runtime.agent_loop import AgentLoop
 from litestar_agentcore.runtime.callbacks import callbacks_of
+from litestar_agentcore.runtime.execution import Execution
+from litestar_agentcore.runtime.threads import ThreadPool
 
 from tests.unit.blocking import PATIENCE
 
@@ -407,3 +410,44 @@ class TestClosing:
             assert await receiving == [{"type": "http.disconnect"}]
 
         run(scenario)
+
+
+class TestCancelling:
+    @pytest.mark.parametrize("loop_is_held", [False, True])
+    def test_what_was_received_before_reaches_the_function_first(self, loop_is_held: bool) -> None:
+        received: list[Any] = []
+        ended = threading.Event()
+
+        async def function(receive: Receive, send: Send) -> None:
+            try:
+                while True:
+                    received.append(await receive())
+                    if received[-1] == DISCONNECT:
+                        return
+            finally:
+                ended.set()
+
+        async def main() -> None:
+            agent = AgentLoop(1.0, lambda: None)
+            pool = ThreadPool(1, "test")
+            execution = Execution(agent, pool, inline=False, stream_capacity=1, as_response=lambda _: None)
+            server = Server()
+            serving = asyncio.ensure_future(
+                serve_on_agent_loop(execution, "function", function, server.receive, server.send)
+            )
+            server.client_sends(text(1))
+            await eventually(lambda: received)
+            release = threading.Event()
+            if loop_is_held:
+                agent.loop.call_soon_threadsafe(release.wait)
+            server.client_sends(DISCONNECT)
+            await eventually(lambda: server.reads == 2)
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+            release.set()
+            assert await asyncio.to_thread(ended.wait, PATIENCE)
+            await asyncio.to_thread(agent.cancel_all)
+
+        asyncio.run(main())
+        assert received == [text(1), DISCONNECT]
