@@ -57,7 +57,7 @@ lock:
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-		pyproject.toml --output-file requirements/runtime.txt
+		--extra auth pyproject.toml --output-file requirements/runtime.txt
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/runtime.txt \
 		--extra tests --extra typing --extra build pyproject.toml --output-file requirements/dev.txt

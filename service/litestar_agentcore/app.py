@@ -56,7 +56,9 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         self.agent = self._plugin.agent
         options = dict(litestar_options)
         options["plugins"] = [self._plugin, *(options.get("plugins") or ())]
-        options["exception_handlers"] = exception_handlers(options.get("exception_handlers"))
+        options["exception_handlers"] = exception_handlers(
+            options.get("exception_handlers"), expose_errors=self.agent.settings.expose_errors
+        )
         options.setdefault("logging_config", None)  # Litestar's default would set up the host program's root logger
         options.setdefault("openapi_config", OpenAPIConfig(title="Agent", version="1"))
         super().__init__(

@@ -11,13 +11,14 @@ from litestar.utils.scope.state import ScopeState
 
 from litestar_agentcore.answer import CLOSE, Answer, ErrorResponse, RawHeader
 from litestar_agentcore.asgi_bridge import serve_on_agent_loop
+from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.connections import agent_request
 from litestar_agentcore.debug_actions import debug_action
 from litestar_agentcore.disconnects import DisconnectWatcher
 from litestar_agentcore.errors import BrokenResponseError
 from litestar_agentcore.protocol.context import current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders
-from litestar_agentcore.protocol.models import ErrorAnswer, Refusal, shutting_down
+from litestar_agentcore.protocol.models import Refusal, shutting_down
 from litestar_agentcore.protocol.serialization import decode_body, encode
 from litestar_agentcore.request_body import keep_body, read_body
 from litestar_agentcore.responses import as_responder
@@ -43,11 +44,13 @@ class InvocationExchange:
     Args:
         agent: The agent that is invoked.
         debug: Whether payloads may ask for debug actions.
+        authentication: Who may invoke it; ``None`` for everybody.
     """
 
-    def __init__(self, agent: Agent, debug: bool) -> None:
+    def __init__(self, agent: Agent, debug: bool, authentication: Authentication | None = None) -> None:
         self._agent = agent
         self._debug = debug
+        self._authentication = authentication
         self._disconnects: DisconnectWatcher | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, headers: Sequence[RawHeader] = ()) -> None:
@@ -67,15 +70,15 @@ class InvocationExchange:
         token = enter_request(values, experiment)
         record = telemetry.invocation(scope, parent, request.host, request.user_agent)
         loop = asyncio.get_running_loop()
-        answer = Answer(scope, send, headers, record, values, agent.running, loop)
+        answer = Answer(scope, send, headers, record, values, agent.running, loop, agent.settings.expose_errors)
         try:
             try:
                 await self._invoke(request, scope, receive, answer, self._disconnects_of(loop))
             except Refusal as refused:
                 logger.warning("The invocation was refused with status %d: %s", refused.status, refused.reason)
                 record.rejected = refused.status == 503
-                closing = [CLOSE] if refused.status in _CLOSING_STATUSES else None
-                await answer.value(encode(refused.answer), refused.status, closing)
+                closing = [CLOSE] if refused.status in _CLOSING_STATUSES else []
+                await answer.value(encode(refused.answer), refused.status, [*closing, *refused.headers])
             except asyncio.CancelledError:
                 if not answer.expired:
                     raise
@@ -107,6 +110,8 @@ class InvocationExchange:
         disconnects: DisconnectWatcher,
     ) -> None:
         agent = self._agent
+        if self._authentication is not None:
+            await self._authentication.admit(scope, request)
         if request.refusal is not None:
             raise request.refusal
         if agent.refuses_work:
@@ -223,4 +228,4 @@ class InvocationExchange:
             return
         if answer.started:
             raise BrokenResponseError("the handler's response failed after it had begun") from error
-        await answer.value(encode(ErrorAnswer(message or type(error).__name__)), 500)
+        await answer.value(answer.internal_error(message or type(error).__name__), 500)

@@ -13,6 +13,7 @@ from litestar.config.app import AppConfig
 from litestar.plugins import CLIPlugin, InitPlugin, ReceiveRoutePlugin
 from litestar.routes import BaseRoute, HTTPRoute
 
+from litestar_agentcore.authentication import authentication_of
 from litestar_agentcore.authoring import AgentAuthoring, AnyFunction
 from litestar_agentcore.controllers.health import health_controllers
 from litestar_agentcore.controllers.invocations import invocations_controller, is_invocations_handler
@@ -20,6 +21,7 @@ from litestar_agentcore.controllers.metrics import metrics_controller
 from litestar_agentcore.controllers.websocket import websocket_controller
 from litestar_agentcore.errors import report_once
 from litestar_agentcore.exchange import InvocationExchange
+from litestar_agentcore.guards import AUTHENTICATION, guarded_openapi, require_authentication
 from litestar_agentcore.official_sdk import share_context
 from litestar_agentcore.openapi import PayloadSchemaPlugin, document_payload
 from litestar_agentcore.protocol.context import current_request
@@ -56,7 +58,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         metrics_path: Likewise for ``/metrics``.
 
     Raises:
-        SettingsError: An ``AGENTCORE_*`` variable makes no sense.
+        SettingsError: An ``AGENTCORE_*`` variable makes no sense, or something that it needs is not there.
         TypeError: The entrypoint cannot be called with a payload.
     """
 
@@ -81,6 +83,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         self.serves = False
         share_context()
         self.agent = Agent(settings, as_responder, __version__)
+        self.authentication = authentication_of(settings, self.agent.telemetry.metrics)
         self._debug = debug
         self._ping_path = ping_path
         self._ready_path = ready_path
@@ -97,14 +100,19 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Mount the endpoints; called by Litestar."""
         debug = app_config.debug if self._debug is None else self._debug
-        self.exchange = exchange = InvocationExchange(self.agent, debug)
+        authentication, settings = self.authentication, self.agent.settings
+        app_config.state[AUTHENTICATION] = authentication
+        self.exchange = exchange = InvocationExchange(self.agent, debug, authentication)
         app_config.route_handlers += [
             invocations_controller(self.agent, exchange),
             *health_controllers(self.agent, self._ping_path, self._ready_path),
-            websocket_controller(self.agent),
+            websocket_controller(self.agent, authentication),
         ]
         if self._metrics_path is not None:
-            app_config.route_handlers.append(metrics_controller(self.agent, self._metrics_path))
+            guards = [require_authentication] if settings.auth_metrics else []
+            app_config.route_handlers.append(metrics_controller(self.agent, self._metrics_path, guards))
+        if settings.auth_schema and app_config.openapi_config is not None:
+            app_config.openapi_config = guarded_openapi(app_config.openapi_config)
         app_config.lifespan.append(self._lifespan)
         report_once(app_config.after_exception)
         return app_config
@@ -148,6 +156,8 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
             logger.warning("Variables that are set and no longer mean anything: %s", ", ".join(self._retired))
             self._retired = []
         self.agent.start()
+        if self.authentication is not None:
+            self.authentication.start()
         shutdown = Shutdown(self.agent)
         with shutdown.on_termination(), startup_objects_frozen() if shutdown.has_server else nullcontext():
             try:

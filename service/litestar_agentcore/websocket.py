@@ -9,6 +9,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
 
 from litestar_agentcore.asgi_bridge import serve_on_agent_loop
+from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.connections import NO_STATUS, ClientDisconnected, agent_websocket
 from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
 from litestar_agentcore.protocol.headers import response_headers
@@ -36,10 +37,14 @@ class WebSocketConnection:
     Args:
         agent: The agent that is talked to.
         socket: The connection, before the handshake.
+        authentication: Who may talk to it; ``None`` for everybody.
     """
 
-    def __init__(self, agent: Agent, socket: AnySocket) -> None:
+    def __init__(self, agent: Agent, socket: AnySocket, authentication: Authentication | None = None) -> None:
         self._agent = agent
+        self._authentication = authentication
+        self._subprotocol: str | None = None
+        """The subprotocol to accept with where the handler names none."""
         self._scope = socket.scope
         self._receive = socket.receive
         self._send = socket.send
@@ -56,6 +61,12 @@ class WebSocketConnection:
         agent = self._agent
         telemetry = agent.telemetry
         request = agent.headers.read(self._scope["headers"])
+        if self._authentication is not None:
+            try:
+                self._subprotocol = await self._authentication.admit(self._scope, request)
+            except Refusal as refused:
+                await self._refuse(request.values, refused)
+                return
         values = request.values
         if request.refusal is not None:
             await self._refuse(values, request.refusal)
@@ -139,6 +150,8 @@ class WebSocketConnection:
             raise ClientDisconnected(disconnect.get("code") or NO_STATUS, disconnect.get("reason") or "")
         if message["type"] == "websocket.accept":
             self._accepted = True
+            if self._subprotocol is not None and not message["subprotocol"]:
+                message = {**message, "subprotocol": self._subprotocol}
         elif message["type"] == "websocket.http.response.start":  # the handshake is denied
             self._closed = True
             self._status = message["status"]
@@ -157,11 +170,11 @@ class WebSocketConnection:
         self._closed = True
         if not self._accepted and code != NORMAL_CLOSURE:
             self._accepted = True
-            await self._send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+            await self._send({"type": "websocket.accept", "subprotocol": self._subprotocol, "headers": []})
         await self._send({"type": "websocket.close", "code": code, "reason": ""})
 
     async def _refuse(self, values: RequestValues, refusal: Refusal) -> None:
-        """Answer a handshake whose headers make no sense: with HTTP where the server can, else with a close code."""
+        """Answer a handshake that is not let in: with HTTP where the server can, else with a close code."""
         token = enter_request(values)
         logger.warning("The WebSocket was refused: %s", refusal.reason)
         current_request.reset(token)
@@ -171,6 +184,7 @@ class WebSocketConnection:
         ids = response_headers(values.request_id or "", values.session_id)
         body = encode(refusal.answer)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *ids]
+        headers += refusal.headers
         start: Any = {"type": "websocket.http.response.start", "status": refusal.status, "headers": headers}
         await self._send(start)
         end: Any = {"type": "websocket.http.response.body", "body": body, "more_body": False}

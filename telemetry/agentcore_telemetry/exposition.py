@@ -1,7 +1,7 @@
 """What was recorded, as metrics of ``prometheus_client`` in the formats that scrapers accept."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -25,6 +25,7 @@ class AgentCollector(Collector):
         tasks: What was recorded of background tasks.
         websockets: The number of open WebSockets.
         stalls: How often a handler held the event loop.
+        auth_failures: How many callers were not let in, by the reason.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class AgentCollector(Collector):
         tasks: TaskMetrics,
         websockets: Counter,
         stalls: Counter,
+        auth_failures: Mapping[str, Counter],
     ) -> None:
         self._version = version
         self._callbacks = callbacks
@@ -43,6 +45,7 @@ class AgentCollector(Collector):
         self._tasks = tasks
         self._websockets = websockets
         self._stalls = stalls
+        self._auth_failures = auth_failures
 
     def collect(self) -> Iterator[Metric]:
         """The metrics as they are now."""
@@ -53,6 +56,10 @@ class AgentCollector(Collector):
             "Times a handler held the agent's event loop longer than the limit.",
             self._stalls.value,
         )
+        failures = CounterMetricFamily("agentcore_auth_failures", "Callers who were not let in.", labels=("reason",))
+        for reason, count in self._auth_failures.items():
+            failures.add_metric((reason,), count.value)
+        yield failures
         yield from self._collect_tasks()
         build = GaugeMetricFamily("agentcore_build_info", "What is running.", labels=("version", "python_version"))
         build.add_metric((self._version, platform.python_version()), 1)

@@ -1,7 +1,7 @@
 """The metrics of a service: which label values and buckets they have, and their exposition to Prometheus."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from agentcore_telemetry.instruments import Counter, InvocationMetrics, ScrapeCallbacks, TaskMetrics
 
@@ -11,10 +11,16 @@ if TYPE_CHECKING:
 Mode = Literal["unary", "stream"]
 Outcome = Literal["ok", "client_error", "server_error", "disconnected", "rejected", "timeout"]
 TaskOutcome = Literal["completed", "failed", "lost"]
+AuthFailure = Literal[
+    "missing", "malformed", "api_key", "algorithm", "unknown_key", "signature", "issuer", "expired", "not_yet_valid",
+    "claims", "audience", "client", "scope", "unavailable",
+]  # fmt: skip
 
 MODES: tuple[Mode, ...] = ("unary", "stream")
 OUTCOMES: tuple[Outcome, ...] = ("ok", "client_error", "server_error", "disconnected", "rejected", "timeout")
 TASK_OUTCOMES: tuple[TaskOutcome, ...] = ("completed", "failed", "lost")
+AUTH_FAILURES: tuple[AuthFailure, ...] = get_args(AuthFailure)
+"""Why a caller was not let in."""
 
 MAX_TASK_NAMES = 100
 """How many names of tasks get series of their own; the rest is counted as ``other``."""
@@ -40,6 +46,7 @@ class AgentMetrics:
         self.tasks = TaskMetrics(MAX_TASK_NAMES, DURATION_BUCKETS)
         self.websockets = Counter()
         self.stalls = Counter()
+        self.auth_failures: dict[str, Counter] = {reason: Counter() for reason in AUTH_FAILURES}
 
     @cached_property
     def registry(self) -> "CollectorRegistry":
@@ -54,6 +61,7 @@ class AgentMetrics:
                 tasks=self.tasks,
                 websockets=self.websockets,
                 stalls=self.stalls,
+                auth_failures=self.auth_failures,
             )
         )
 
