@@ -79,6 +79,11 @@ class Authentication:
         self._scopes = scopes
         self._failures = metrics.auth_failures
 
+    @property
+    def takes_api_keys(self) -> bool:
+        """Whether an API key will do."""
+        return self._api_keys is not None
+
     def start(self) -> None:
         """Fetch the issuer's keys, without waiting for them."""
         if self._tokens is not None:

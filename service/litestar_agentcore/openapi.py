@@ -1,14 +1,16 @@
 """What ``/schema`` says of the endpoints: the handler's own payload type, both kinds of answer, headers, errors."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import (
+    Components,
     Example,
     OpenAPIHeader,
     OpenAPIMediaType,
@@ -19,6 +21,7 @@ from litestar.openapi.spec import (
     Reference,
     RequestBody,
     Schema,
+    SecurityScheme,
 )
 from litestar.plugins import OpenAPISchemaPlugin, OpenAPISchemaPluginProtocol
 from litestar.typing import FieldDefinition
@@ -39,6 +42,43 @@ INVOCATION_ERRORS = {
     413: ResponseSpec(ErrorAnswer, generate_examples=False, description="The body is larger than the limit"),
     500: ResponseSpec(ErrorAnswer, generate_examples=False, description="The handler raised"),
 }
+
+AUTHENTICATION_ERRORS = {
+    401: ResponseSpec(ErrorAnswer, generate_examples=False, description="The caller is not authenticated"),
+    403: ResponseSpec(ErrorAnswer, generate_examples=False, description="The token is for others than this agent"),
+    503: ResponseSpec(ErrorAnswer, generate_examples=False, description="Nobody can be authenticated now, or served"),
+}
+"""Of an agent that authenticates its callers, besides."""
+
+_SCHEMES = {
+    "bearer": SecurityScheme("http", scheme="bearer", description="A token of the issuer, or an API key"),
+    "api_key": SecurityScheme("apiKey", name="X-Api-Key", security_scheme_in="header", description="An API key"),
+}
+"""The ways in which callers may authenticate themselves."""
+
+
+def security_requirements(api_keys: bool) -> list[dict[str, list[str]]]:
+    """What an operation asks of its callers: one of these.
+
+    Args:
+        api_keys: Whether a key in a header of its own will do.
+    """
+    names = ["bearer", "api_key"] if api_keys else ["bearer"]
+    return [{name: []} for name in names]
+
+
+def with_security_schemes(config: OpenAPIConfig, api_keys: bool) -> OpenAPIConfig:
+    """An application's OpenAPI configuration, with what :func:`security_requirements` speaks of.
+
+    Args:
+        config: The configuration.
+        api_keys: As there.
+    """
+    names = [name for requirement in security_requirements(api_keys) for name in requirement]
+    ours = Components(security_schemes={name: _SCHEMES[name] for name in names})
+    theirs = config.components if isinstance(config.components, list) else [config.components]
+    return replace(config, components=[*theirs, ours])
+
 
 _ID_SCHEMA = Schema(type=OpenAPIType.STRING, min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")
 _TEXT = Schema(type=OpenAPIType.STRING)

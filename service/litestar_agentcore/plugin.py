@@ -23,7 +23,7 @@ from litestar_agentcore.errors import report_once
 from litestar_agentcore.exchange import InvocationExchange
 from litestar_agentcore.guards import AUTHENTICATION, guarded_openapi, require_authentication
 from litestar_agentcore.official_sdk import share_context
-from litestar_agentcore.openapi import PayloadSchemaPlugin, document_payload
+from litestar_agentcore.openapi import PayloadSchemaPlugin, document_payload, with_security_schemes
 from litestar_agentcore.protocol.context import current_request
 from litestar_agentcore.protocol.settings import Settings, retired_variables
 from litestar_agentcore.responses import as_responder
@@ -104,15 +104,16 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         app_config.state[AUTHENTICATION] = authentication
         self.exchange = exchange = InvocationExchange(self.agent, debug, authentication)
         app_config.route_handlers += [
-            invocations_controller(self.agent, exchange),
+            invocations_controller(self.agent, exchange, authentication),
             *health_controllers(self.agent, self._ping_path, self._ready_path),
             websocket_controller(self.agent, authentication),
         ]
         if self._metrics_path is not None:
             guards = [require_authentication] if settings.auth_metrics else []
             app_config.route_handlers.append(metrics_controller(self.agent, self._metrics_path, guards))
-        if settings.auth_schema and app_config.openapi_config is not None:
-            app_config.openapi_config = guarded_openapi(app_config.openapi_config)
+        if (config := app_config.openapi_config) is not None and authentication is not None:
+            config = with_security_schemes(config, authentication.takes_api_keys)
+            app_config.openapi_config = guarded_openapi(config) if settings.auth_schema else config
         app_config.lifespan.append(self._lifespan)
         report_once(app_config.after_exception)
         return app_config

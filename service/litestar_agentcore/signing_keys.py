@@ -5,6 +5,7 @@ OpenID Connect Discovery 1.0, sections 3 and 4; JSON Web Key, RFC 7517.
 
 import asyncio
 import base64
+import contextlib
 import http.client
 import json
 import logging
@@ -259,10 +260,10 @@ def _signing_key(entry: Any) -> SigningKey | None:
     """A key that verifies tokens, or ``None`` for any other."""
     if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str) or entry.get("use", "sig") != "sig":
         return None
-    if "d" in entry or "verify" not in entry.get("key_ops", ["verify"]):
-        return None
     kind: Any = entry.get("kty")
     try:
+        if "d" in entry or "verify" not in entry.get("key_ops", ["verify"]):
+            return None
         algorithms = _ALGORITHMS.get((kind, None if kind == "RSA" else entry.get("crv")), ())
         if (named := entry.get("alg")) is not None:
             algorithms = (named,) if named in algorithms else ()
@@ -290,24 +291,27 @@ def get_document(url: str, deadline: float) -> bytes:
     """
     parts = checked_url(url)
     too_late = threading.Event()
+    sock: socket.socket | None = None
     connection = _connection(parts, max(deadline - monotonic(), 0.001))
 
     def give_up() -> None:  # each step has a time limit of its own, which an answer in drops never reaches
         too_late.set()
-        if (sock := connection.sock) is not None:
-            try:
+        if sock is not None:
+            with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                connection.close()
 
     timer = threading.Timer(max(deadline - monotonic(), 0), give_up)
     timer.start()
     try:
+        connection.connect()
+        sock = connection.sock  # which the connection lets go of before the response is read
         connection.request("GET", parts.path or "/", headers={"Accept": "application/json", "Connection": "close"})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise DiscoveryError(f"{url} is answered with status {response.status}")
-        body = response.read(MAX_DOCUMENT_BYTES + 1)
+        with connection.getresponse() as response:
+            if response.status != 200:
+                raise DiscoveryError(f"{url} is answered with status {response.status}")
+            body = response.read(MAX_DOCUMENT_BYTES + 1)
+            if response.length and len(body) <= MAX_DOCUMENT_BYTES:
+                raise http.client.IncompleteRead(b"")
     except (OSError, http.client.HTTPException, ValueError) as error:
         if too_late.is_set() or isinstance(error, TimeoutError):
             raise DiscoveryError(f"{url} is not answered within {FETCH_SECONDS:g} s") from None

@@ -10,7 +10,15 @@ import prometheus_client
 import pytest
 from agentcore_telemetry import instruments
 from agentcore_telemetry.instruments import Counter, Histogram, InvocationMetrics, ScrapeCallbacks, TaskMetrics
-from agentcore_telemetry.metrics import DURATION_BUCKETS, MAX_TASK_NAMES, MODES, OUTCOMES, TASK_OUTCOMES, AgentMetrics
+from agentcore_telemetry.metrics import (
+    AUTH_FAILURES,
+    DURATION_BUCKETS,
+    MAX_TASK_NAMES,
+    MODES,
+    OUTCOMES,
+    TASK_OUTCOMES,
+    AgentMetrics,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -63,8 +71,11 @@ class Client:
         self.chunks = counter("stream_chunks", "Events sent.")
         self.websockets = gauge("websocket_connections", "Open WebSockets.")
         self.stalls = counter("handler_stalls", "Times a handler held the agent's event loop longer than the limit.")
+        self.auth_failures = counter("auth_failures", "Callers who were not let in.", "reason")
         self.tasks = counter("async_tasks", "Finished tasks.", "name", "outcome")
         self.task_duration = histogram("async_task_duration", "From a task's start to its end.", "name")
+        for reason in AUTH_FAILURES:
+            self.auth_failures.labels(reason)
         for mode in MODES:
             self.duration.labels(mode)
             for outcome in OUTCOMES:
@@ -119,7 +130,7 @@ observations = st.lists(
         st.tuples(st.just("begin")),
         st.tuples(st.just("end"), st.sampled_from(MODES), st.sampled_from(OUTCOMES), seconds, trace_ids),
         st.tuples(st.just("first_chunk"), seconds, trace_ids),
-        st.tuples(st.just("chunks"), st.integers(1, 2**53)),
+        st.tuples(st.just("chunks"), st.integers(1, 2**40)),
         st.tuples(st.just("task"), names, st.sampled_from(TASK_OUTCOMES), seconds, trace_ids),
         st.tuples(st.just("websocket"), st.sampled_from([1, -1])),
         st.tuples(st.just("stall")),
@@ -155,6 +166,8 @@ def observe(metrics: AgentMetrics, client: Client, what: str, *about: Any) -> No
     else:
         metrics.stalls.add()
         client.stalls.inc()
+        metrics.auth_failures["expired"].add()
+        client.auth_failures.labels("expired").inc()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -19,6 +19,20 @@ VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_PING_TIMEOUT_SECONDS", 0.5, "0.25", 0.25, ["0", "-1", "nan", "1e999", "soon", "1s"]),
     ("AGENTCORE_LOG_LEVEL", "INFO", "WARNING", "WARNING", ["LOUD", "20", "TRACE", "NOTSET"]),
     ("AGENTCORE_LOG_FORMAT", "auto", "text", "text", ["xml", "off"]),
+    (
+        "AGENTCORE_JWT_DISCOVERY_URL",
+        "",
+        "https://id.example/.well-known/openid-configuration",
+        "https://id.example/.well-known/openid-configuration",
+        [],
+    ),
+    ("AGENTCORE_JWT_ALLOWED_AUDIENCE", (), "agent, other\n third", ("agent", "other", "third"), []),
+    ("AGENTCORE_JWT_ALLOWED_CLIENTS", (), "one", ("one",), []),
+    ("AGENTCORE_JWT_ALLOWED_SCOPES", (), "agent/invoke,agent/admin", ("agent/invoke", "agent/admin"), []),
+    ("AGENTCORE_API_KEYS_FILE", "", "/run/keys", "/run/keys", []),
+    ("AGENTCORE_AUTH_METRICS", False, "true", True, ["yes", "2"]),
+    ("AGENTCORE_AUTH_SCHEMA", False, "1", True, ["on", "maybe"]),
+    ("AGENTCORE_EXPOSE_ERRORS", True, "False", False, ["no", "-1"]),
 ]
 WORDS = [
     (variable, word)
