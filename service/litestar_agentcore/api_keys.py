@@ -20,7 +20,7 @@ LOOK_SECONDS = 1.0
 
 MAX_FILE_BYTES = 1024 * 1024
 
-_NAMED = re.compile(r"([A-Za-z0-9._-]{1,64}):(.+)")
+_NAMED = re.compile(r"([A-Za-z0-9._-]{1,64}):(.*)")
 _KEY = re.compile(r"[\x21-\x7e]{1,1024}")
 """What fits a header's value, without spaces."""
 

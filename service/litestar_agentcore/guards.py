@@ -1,6 +1,6 @@
 """Routes for authenticated callers alone: a guard for an author's own, and for what is open by default."""
 
-from dataclasses import replace
+import copy
 from typing import TYPE_CHECKING, Any
 
 from litestar import Router
@@ -55,9 +55,12 @@ def guarded_openapi(config: OpenAPIConfig) -> OpenAPIConfig:
     Returns:
         The same, but for who may see the pages.
     """
+    guarded = copy.copy(config)  # which ``dataclasses.replace`` would warn of, in its own __post_init__
     if (controller := config.openapi_controller) is not None:
         guards = [*(controller.guards or ()), require_authentication]
-        return replace(config, openapi_controller=type(controller.__name__, (controller,), {"guards": guards}))
+        guarded.openapi_controller = type(controller.__name__, (controller,), {"guards": guards})
+        return guarded
     router = config.openapi_router or Router(config.path or "/schema", route_handlers=[], include_in_schema=False)
     router.guards = [*router.guards, require_authentication]
-    return replace(config, openapi_router=router)
+    guarded.openapi_router = router
+    return guarded

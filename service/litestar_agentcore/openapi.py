@@ -1,7 +1,8 @@
 """What ``/schema`` says of the endpoints: the handler's own payload type, both kinds of answer, headers, errors."""
 
 import contextlib
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
@@ -77,7 +78,9 @@ def with_security_schemes(config: OpenAPIConfig, api_keys: bool) -> OpenAPIConfi
     names = [name for requirement in security_requirements(api_keys) for name in requirement]
     ours = Components(security_schemes={name: _SCHEMES[name] for name in names})
     theirs = config.components if isinstance(config.components, list) else [config.components]
-    return replace(config, components=[*theirs, ours])
+    changed = copy.copy(config)  # which ``dataclasses.replace`` would warn of, in its own __post_init__
+    changed.components = [*theirs, ours]
+    return changed
 
 
 _ID_SCHEMA = Schema(type=OpenAPIType.STRING, min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")

@@ -1,4 +1,4 @@
-"""Who may come in: requests, WebSockets, the open endpoints, an author's routes, and settings that contradict another."""
+"""Who may come in: requests, WebSockets, open endpoints, routes of the author's; and settings that make no sense."""
 
 import base64
 import builtins
@@ -129,7 +129,7 @@ class TestApiKeys:
             ([("authorization", "AWS4-HMAC-SHA256 Credential=x")], "missing", None),
             ([("authorization", "plain-key")], "missing", None),
             ([("x-api-key", "wrong")], "api_key", "invalid_token"),
-            ([("x-api-key", "")], "api_key", "invalid_token"),
+            ([("x-api-key", "")], "missing", None),
             ([("x-api-key", "wrong"), ("authorization", "Bearer plain-key")], "api_key", "invalid_token"),
             ([("authorization", "Bearer wrong")], "api_key", "invalid_token"),
             ([("authorization", "Bearer")], "malformed", "invalid_request"),
@@ -141,7 +141,7 @@ class TestApiKeys:
                 "malformed",
                 "invalid_request",
             ),
-            ([("x-api-key", "plain-key"), ("X-Api-Key", "plain-key")], "malformed", "invalid_request"),
+            ([("x-api-key", "plain-key"), ("X-Api-Key", "plain-key")], "api_key", "invalid_token"),
         ],
     )
     def test_anybody_else_is_answered_401(
@@ -407,7 +407,7 @@ def test_a_browser_puts_its_token_into_the_subprotocols(issuer: Issuer) -> None:
     assert told["offered"] == ["chat"]
 
 
-@pytest.mark.parametrize("token", ["", "%%%", "a", "ü", encoded("wrong"), encoded("two words")])
+@pytest.mark.parametrize("token", ["", "%%%", "a", encoded("wrong"), encoded("two words")])
 def test_a_token_in_the_subprotocols_that_makes_no_sense_opens_nothing(issuer: Issuer, token: str) -> None:
     with (
         talking() as client,
