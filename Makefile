@@ -73,6 +73,9 @@ lock:
 		tests/e2e/$$name.in pyproject.toml --output-file tests/e2e/requirements-$$name.txt || exit; done
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		tests/e2e/oidc.in --output-file tests/e2e/requirements-oidc.txt
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		--constraint tests/benchmarks/requirements-peer-traced.txt \
 		tests/benchmarks/peer.in --output-file tests/benchmarks/requirements-peer.txt
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \

@@ -35,7 +35,7 @@ class Key:
     @property
     def public(self) -> dict[str, Any]:
         """The public key as a JSON Web Key."""
-        jwk = json.loads(_PUBLISHERS[self.algorithm[:2]].to_jwk(self.private.public_key()))
+        jwk: dict[str, Any] = json.loads(_PUBLISHERS[self.algorithm[:2]].to_jwk(self.private.public_key()))
         return jwk | {"kid": self.key_id, "use": "sig", "alg": self.algorithm}
 
 

@@ -155,8 +155,8 @@ class BearerTokens:
                 raise TokenRejectedError("scope")
 
 
-def _header_of(token: str) -> tuple[str, str]:
-    """The algorithm and the key id of a token that may be verified; not verified themselves."""
+def _header_of(token: str) -> tuple[str, str | None]:
+    """The algorithm and the key id, where there is one, of a token that may be verified; not verified themselves."""
     try:
         header = jwt.get_unverified_header(token)
     except Exception:  # of somebody's, and a parser may be overcome by it
@@ -168,8 +168,8 @@ def _header_of(token: str) -> tuple[str, str]:
         raise TokenRejectedError("algorithm")
     if kind.lower().removeprefix("application/") not in _TYPES:
         raise TokenRejectedError("malformed")
-    if not isinstance(key_id, str) or not key_id:
-        raise TokenRejectedError("unknown_key")
+    if key_id is not None and not isinstance(key_id, str):
+        raise TokenRejectedError("malformed")
     return algorithm, key_id
 
 

@@ -83,6 +83,12 @@ class IssuerKeys(msgspec.Struct, frozen=True):
     document: bytes
     """The keys as they came."""
 
+    def key(self, key_id: str | None) -> SigningKey | None:
+        """The key of a token; of one without a key id the only key (OpenID Connect Core 1.0, section 10.1)."""
+        if key_id is not None:
+            return self.keys.get(key_id)
+        return next(iter(self.keys.values())) if len(self.keys) == 1 else None
+
 
 class SigningKeys:
     """The keys of one issuer, fetched in a thread, at most every :data:`RETRY_SECONDS`.
@@ -127,11 +133,11 @@ class SigningKeys:
             self._thread.start()
             return fetch
 
-    async def find(self, key_id: str) -> tuple[IssuerKeys, SigningKey | None]:
+    async def find(self, key_id: str | None) -> tuple[IssuerKeys, SigningKey | None]:
         """Find a key. An unknown one is looked for at the issuer, unless that was done just now.
 
         Args:
-            key_id: The ``kid`` of a token.
+            key_id: The ``kid`` of a token, or ``None`` where it has none; that alone makes nobody ask the issuer again.
 
         Returns:
             The issuer's keys, and the one that was asked for, where there is one.
@@ -140,7 +146,7 @@ class SigningKeys:
             KeysUnavailableError: The issuer has not been reached yet.
         """
         current = self.current
-        if current is not None and (key := current.keys.get(key_id)) is not None:
+        if current is not None and ((key := current.key(key_id)) is not None or key_id is None):
             self.refresh_if_old()
             return current, key
         if (fetch := self.refresh()) is not None:
@@ -150,7 +156,7 @@ class SigningKeys:
                 logger.warning("The issuer's keys are not there after %g s", FETCH_SECONDS + 1)
         if (current := self.current) is None:
             raise KeysUnavailableError
-        return current, current.keys.get(key_id)
+        return current, current.key(key_id)
 
     def refresh_if_old(self) -> None:
         """Fetch the keys, without waiting, where they are older than :data:`REFRESH_SECONDS`."""

@@ -1,11 +1,15 @@
-"""Authentication on a real socket: duplicate headers, a browser's handshake, denied handshakes, and a file that changes."""
+"""Authentication on a real socket: headers that come twice, handshakes, a file that changes, a slow issuer."""
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from litestar import WebSocket
 from litestar_agentcore import BedrockAgentCoreApp, RequestContext
@@ -14,7 +18,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from tests.integration.server import PATIENCE, Server, eventually, receive_until, serve
-from tests.issuer import Issuer, issuing
+from tests.issuer import WELL_KNOWN, Issuer, issuing
 
 SUBPROTOCOL = "base64UrlBearerAuthorization"
 
@@ -35,9 +39,8 @@ def issuer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Issuer]:
         yield issuer
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """An agent that tells the claims of its caller; to be asked for after what sets the variables."""
+def claiming() -> BedrockAgentCoreApp:
+    """An agent that tells the claims of its caller."""
     app = BedrockAgentCoreApp()
 
     @app.entrypoint
@@ -49,7 +52,13 @@ def server() -> Iterator[Server]:
         await websocket.accept()
         await websocket.send_json(context.claims)
 
-    with serve(app) as server:
+    return app
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """To be asked for after what sets the variables."""
+    with serve(claiming()) as server:
         yield server
 
 
@@ -109,11 +118,22 @@ def test_a_new_key_is_accepted_within_seconds(key_file: Path, server: Server) ->
         assert status("key-of-ann") == 401
 
 
-def test_an_issuer_that_does_not_answer_holds_up_nobody_but_those_who_need_it(
-    issuer: Issuer, key_file: Path, server: Server
-) -> None:
-    """The keys are fetched in a thread; ``/ping`` and callers with an API key do not wait for it."""
-    with server.client() as client:
-        assert client.post("/invocations", json={}, headers={"Authorization": f"Bearer {issuer.token()}"}).json()
-        assert client.get("/ping").status_code == 200
-        assert client.post("/invocations", json={}, headers={"X-Api-Key": "key-of-ann"}).json() == {"api_key": "ann"}
+def test_an_issuer_that_does_not_answer_holds_up_those_alone_who_need_it(issuer: Issuer, key_file: Path) -> None:
+    answered = threading.Event()
+
+    def hang(handler: BaseHTTPRequestHandler) -> None:
+        answered.wait(PATIENCE)
+        handler.send_error(503)
+
+    issuer.answers[WELL_KNOWN] = hang
+    bearer, key = {"Authorization": f"Bearer {issuer.token()}"}, {"X-Api-Key": "key-of-ann"}
+    with serve(claiming()) as server, server.client() as client, ThreadPoolExecutor(1) as pool:
+        try:
+            waiting = pool.submit(httpx.post, f"{server.url}/invocations", json={}, headers=bearer, trust_env=False)
+            eventually(lambda: issuer.fetches)
+            assert client.get("/ping").status_code == 200
+            assert client.post("/invocations", json={}, headers=key).json() == {"api_key": "ann"}
+            assert not waiting.done()
+        finally:
+            answered.set()
+        assert waiting.result(PATIENCE).status_code == 503

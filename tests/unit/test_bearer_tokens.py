@@ -303,16 +303,22 @@ def test_a_key_id_is_a_name_that_is_compared_and_nothing_else(
     assert set(issuer.requests) <= {WELL_KNOWN, "/keys"}
 
 
-@pytest.mark.parametrize("key_id", [5, None, ["first"], {"first": 1}, True])
+@pytest.mark.parametrize("key_id", [5, ["first"], {"first": 1}, True])
 def test_a_key_id_that_is_no_text_is_kept_out(tokens: BearerTokens, issuer: Issuer, key_id: Any) -> None:
     header = segment({"alg": "ES256", "kid": key_id})
     assert rejected(tokens, f"{header}.{segment(issuer.claims())}.{segment(b'x' * 64)}") in {"malformed", "unknown_key"}
     assert issuer.requests == []
 
 
-def test_a_token_without_a_key_id_is_kept_out(tokens: BearerTokens, issuer: Issuer) -> None:
+def test_a_token_without_a_key_id_is_of_the_only_key(tokens: BearerTokens, issuer: Issuer, hasty: None) -> None:
     token = jwt.encode(issuer.claims(), issuer.keys[0].private, "ES256")
+    assert claims_of(tokens, token)["sub"] == "ann"
+    assert rejected(tokens, jwt.encode(issuer.claims(), Key("first").private, "ES256")) == "signature"
+    issuer.keys.append(Key("second"))
+    fetched(tokens.keys)
+    asked = issuer.fetches
     assert rejected(tokens, token) == "unknown_key"
+    assert issuer.fetches == asked
 
 
 def test_a_token_cannot_bring_its_key_along(tokens: BearerTokens, issuer: Issuer) -> None:
@@ -327,6 +333,8 @@ def test_a_token_cannot_bring_its_key_along(tokens: BearerTokens, issuer: Issuer
             {"jku": f"{other.url}/keys", "kid": "mine"},
         ):
             assert rejected(tokens, issuer.token(mine, header)) in {"signature", "unknown_key"}
+        token = jwt.encode(issuer.claims(), mine.private, "ES256", {"jwk": mine.public, "jku": f"{other.url}/keys"})
+        assert rejected(tokens, token) == "signature"
         assert other.requests == []
 
 
