@@ -528,7 +528,11 @@ class TestImporting:
 
     @pytest.mark.parametrize(
         ("before", "printed"),
-        [("gc.collect(0)", "True True False"), ("gc.disable()", "True False False"), ("gc.freeze()", "False True True")],
+        [
+            ("gc.collect(0)", "True True False"),
+            ("gc.disable()", "True False False"),
+            ("gc.freeze()", "False True True"),
+        ],
         ids=["as usual", "disabled by the host", "frozen by the host"],
     )
     def test_the_garbage_collector_is_left_as_it_was(self, before: str, printed: str) -> None:
