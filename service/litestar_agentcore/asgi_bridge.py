@@ -185,6 +185,7 @@ async def serve_on_agent_loop(
     function: Callable[[Receive, Send], Coroutine[Any, Any, None]],
     receive: Receive,
     send: Send,
+    on_task: Callable[["asyncio.Task[None]"], object] | None = None,
 ) -> BaseException | None:
     """Run an async function where async handler code runs, while it receives and sends here.
 
@@ -194,6 +195,7 @@ async def serve_on_agent_loop(
         function: What to run. It is called with the ASGI functions that it is to use.
         receive: The ASGI receive function of this loop.
         send: The ASGI send function of this loop.
+        on_task: Called with the task that runs it, which may outlive a cancelled call.
 
     Returns:
         What it raised, if anything.
@@ -213,6 +215,8 @@ async def serve_on_agent_loop(
         callbacks.call_soon(_settle, outcome, error)
 
     task = execution.spawn(run(), copy_context(), name)
+    if on_task is not None:
+        on_task(task)
     try:
         error = await outcome
     except asyncio.CancelledError:
