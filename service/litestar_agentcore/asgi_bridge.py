@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeAlias
 
 from litestar_agentcore.runtime.callbacks import CallbackQueue, callbacks_of
@@ -222,7 +223,7 @@ async def serve_on_agent_loop(
     except asyncio.CancelledError:
         loop = task.get_loop()
         # A turn later: what was received before, that the client has left above all, reaches the function first.
-        loop.call_soon_threadsafe(loop.call_soon, task.cancel)
+        loop.call_soon_threadsafe(partial(loop.call_soon, task.cancel))
         if bridge is not None:
             await bridge.close(wait=False)
         raise
