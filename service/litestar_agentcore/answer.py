@@ -109,7 +109,8 @@ class Answer(Running):
     def end(self) -> None:
         """List it no longer, and give its place up, unless its handler still runs."""
         if not self.outlives_client:
-            self._stop_time()
+            if self._deadline is not None:
+                self._stop_time()
             self._end()
 
     def _end(self) -> None:
@@ -154,7 +155,8 @@ class Answer(Running):
     def begin(self) -> None:
         """Take note that the answer begins, which is the end of the time that it may take to do so."""
         self.started = True
-        self._stop_time()
+        if self._deadline is not None:
+            self._stop_time()
 
     def expire(self) -> None:
         """End it: the service's time to shut down is over."""
