@@ -3,12 +3,15 @@
 import asyncio
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e.otlp_sink import otlp_sink
+from tests.benchmarks.environments import ROOT, base_environment
+from tests.benchmarks.servers import end, free_port, wait_for_ping
 from tests.reliability.client import Neighbours, ask, described, head, invocation, state
 from tests.reliability.report import Row, Section, milliseconds, table
 from tests.reliability.servers import OURS, Runtime, Served, serve
@@ -107,7 +110,7 @@ async def watch(served: Served, outcome: Outcome, times: int, once: Callable[[],
     neighbours.start()
     await asyncio.sleep(0.1)
     said = [await once() for _ in range(times)]
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1 if outcome.fault in LEAVING else 0.3)
     await neighbours.stop()
     outcome.client = said[0]
     outcome.asked, outcome.failures = neighbours.asked.total(), neighbours.failures
@@ -197,34 +200,47 @@ async def closed_generators(served: Served, outcome: Outcome) -> None:
     outcome.failures.append(f"{left} generators were left open")
 
 
+def start_backend(directory: Path) -> "tuple[int, subprocess.Popen[bytes]]":
+    port = free_port()
+    with (directory / "sink.log").open("wb") as log:
+        command = [sys.executable, "-m", "tests.benchmarks.sink", str(port)]
+        process = subprocess.Popen(command, cwd=ROOT, env=base_environment(), stdout=log, stderr=log)
+    wait_for_ping(port, process)
+    return port, process
+
+
 async def lose_backend(directory: Path) -> Outcome:
     """Have the OTLP backend go away under load. Ours alone: the official SDK sends nothing by itself."""
     outcome = Outcome("backend", "the OTLP backend dies")
     with ExitStack() as stack:
-        sink = stack.enter_context(otlp_sink())
+        port, backend = start_backend(directory)
+        stack.callback(end, backend)
         served = stack.enter_context(
             serve(
                 OURS,
                 directory,
-                OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+                OTEL_SERVICE_NAME="faults",
+                OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
                 OTEL_BSP_SCHEDULE_DELAY="100",
-                OTEL_EXPORTER_OTLP_TIMEOUT="1000",
+                OTEL_EXPORTER_OTLP_TIMEOUT="1",
             )
         )
         neighbours = Neighbours(served.port, NO_RETURN)
         neighbours.start()
         for _ in range(100):
-            if sink.spans:
+            if reached := (await ask(port, head("GET", "/count?service=faults"))).json():
                 break
             await asyncio.sleep(0.05)
-        reached = len(sink.spans)
-        await asyncio.to_thread(sink.shutdown)
-        sink.server_close()
-        await asyncio.sleep(2)
+        end(backend)
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            if outcome.complaints:
+                break
+            outcome.complaints = served.new_complaints()
         await neighbours.stop()
         outcome.alive = served.is_alive
         outcome.asked, outcome.failures = neighbours.asked.total(), neighbours.failures
-        outcome.longest, outcome.complaints = neighbours.longest, served.new_complaints()
+        outcome.longest = neighbours.longest
         outcome.client = f"{reached} spans had come"
         if not reached:
             outcome.failures.append("no span had come before it died")
@@ -266,7 +282,11 @@ def broken(outcomes: Sequence[Outcome]) -> list[str]:
         if not outcome.alive:
             found.append(f"{name}: the server died")
         found += [f"{name}: {failure}" for failure in outcome.failures]
-        if outcome.kind in {"async", "plain"} and outcome.fault not in LEAVING and outcome.client.startswith("no answer"):
+        if (
+            outcome.kind in {"async", "plain"}
+            and outcome.fault not in LEAVING
+            and outcome.client.startswith("no answer")
+        ):
             found.append(f"{name}: its client was told nothing ({outcome.client})")
         if outcome.kind == "client" and outcome.complaints:
             found.append(f"{name}: {outcome.complaints[0]}")
@@ -293,8 +313,20 @@ def section(ours: list[Outcome], official: list[Outcome]) -> Section:
         other = known.get((outcome.kind, outcome.fault))
         theirs = [other.client, other.others(), other.logged()] if other is not None else ["not asked", "", ""]
         body.append([outcome.kind, outcome.fault, outcome.client, outcome.others(), outcome.logged(), *theirs])
-    headings = ["who", "fault", "its client", "the others", "logged", "SDK: its client", "SDK: the others", "SDK: logged"]
+    headings = [
+        "who",
+        "fault",
+        "its client",
+        "the others",
+        "logged",
+        "SDK: its client",
+        "SDK: the others",
+        "SDK: logged",
+    ]
     return Section("faults", rows, table(headings, body), broken(ours))
+
+
+_SEEN = ("its client", "the others", "logged")
 
 
 def _handlers(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -310,8 +342,11 @@ def _died(outcomes: Sequence[Outcome]) -> str:
 
 
 def _untold(outcomes: Sequence[Outcome]) -> str:
-    untold = [each for each in _handlers(outcomes) if each.fault not in LEAVING and each.client.startswith("no answer")]
-    return str(len(untold))
+    return str(sum(map(_is_untold, _handlers(outcomes))))
+
+
+def _is_untold(outcome: Outcome) -> bool:
+    return outcome.fault not in LEAVING and outcome.client.startswith("no answer")
 
 
 def _fatal(outcomes: Sequence[Outcome]) -> str:
