@@ -2,11 +2,11 @@
 
 import asyncio
 import json
+import math
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ EVENTS = 20
 
 SESSION_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
 PATIENCE = 30.0
+KEPT_SECONDS = 2.0
+"""For how long a connection is kept without a request: the server closes it after five seconds (uvicorn's default)."""
 
 
 @dataclass
@@ -37,8 +39,10 @@ class Answer:
         return json.loads(self.body)
 
 
-def head(method: str, path: str, length: int | None = None, session: str = "") -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: agent", "Connection: close"]
+def head(method: str, path: str, length: int | None = None, session: str = "", *, kept: bool = False) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: agent"]
+    if not kept:
+        lines.append("Connection: close")
     if length is not None:
         lines += [f"Content-Length: {length}", "Content-Type: application/json"]
     if session:
@@ -46,9 +50,14 @@ def head(method: str, path: str, length: int | None = None, session: str = "") -
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def invocation(session: str = "a-session", **payload: Any) -> bytes:
+def invocation(session: str = "a-session", *, kept: bool = False, **payload: Any) -> bytes:
+    """An invocation; the server is to close the connection after it, unless that is to be kept."""
     body = json.dumps(payload).encode()
-    return head("POST", "/invocations", len(body), session) + body
+    return head("POST", "/invocations", len(body), session, kept=kept) + body
+
+
+NETWORK_ERRORS = (OSError, EOFError, ValueError)
+"""What a client's end of a broken connection or a broken answer raises; a ``TimeoutError`` is an ``OSError``."""
 
 
 async def ask(port: int, request: bytes, patience: float = PATIENCE) -> Answer:
@@ -56,33 +65,73 @@ async def ask(port: int, request: bytes, patience: float = PATIENCE) -> Answer:
     answer, began = Answer(), time.perf_counter()
     try:
         async with asyncio.timeout(patience):
-            await _converse(port, request, answer)
-    except (OSError, EOFError, ValueError) as error:  # a TimeoutError is an OSError
-        answer.problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            answer.connected = True
+            try:
+                await converse(reader, writer, request, answer)
+            finally:
+                writer.close()
+    except NETWORK_ERRORS as error:
+        answer.problem = problem_of(error)
     answer.seconds = time.perf_counter() - began
     return answer
 
 
-async def _converse(port: int, request: bytes, answer: Answer) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    answer.connected = True
-    try:
-        writer.write(request)
-        start, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        answer.status = int(start.split(" ")[1])
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        if headers.get("transfer-encoding") == "chunked":
-            while size := int(await reader.readuntil(b"\r\n"), 16):
-                answer.body += await reader.readexactly(size)
-                await reader.readexactly(2)
+def problem_of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, answer: Answer) -> None:
+    """Send a request, and read its answer to the end."""
+    writer.write(request)
+    start, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    answer.status = int(start.split(" ")[1])
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if headers.get("transfer-encoding") == "chunked":
+        while size := int(await reader.readuntil(b"\r\n"), 16):
+            answer.body += await reader.readexactly(size)
             await reader.readexactly(2)
-        else:
-            answer.body = await reader.readexactly(int(headers["content-length"]))
-        answer.whole = True
-    finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
+        await reader.readexactly(2)
+    else:
+        answer.body = await reader.readexactly(int(headers["content-length"]))
+    answer.whole = True
+
+
+class KeptConnections:
+    """Connections that carry one request after the other, for clients to whom each own one would cost too much.
+
+    Args:
+        port: Of the server.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._free: deque[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = deque()
+
+    async def ask(self, request: bytes, patience: float = PATIENCE) -> Answer:
+        """Send a request on a connection that is free, or on a new one; as :func:`ask` does."""
+        answer = Answer()
+        try:
+            async with asyncio.timeout(patience):
+                self._close_before(time.monotonic() - KEPT_SECONDS)
+                if self._free:
+                    _, reader, writer = self._free.pop()
+                else:
+                    reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                answer.connected = True
+                await converse(reader, writer, request, answer)
+                self._free.append((time.monotonic(), reader, writer))
+        except NETWORK_ERRORS as error:
+            answer.problem = problem_of(error)
+        return answer
+
+    def close(self) -> None:
+        """Close those that are free."""
+        self._close_before(math.inf)
+
+    def _close_before(self, time_of_last_use: float) -> None:
+        while self._free and self._free[0][0] < time_of_last_use:
+            self._free.popleft()[2].close()
 
 
 def whole_stream(events: int = EVENTS) -> bytes:
@@ -129,8 +178,8 @@ async def talk(port: int, messages: int, pause: float, patience: float = PATIENC
         response = getattr(refused, "response", None)
         result.status = response.status_code if response is not None else None
         result.problem = f"{type(refused).__name__}: {refused}"
-    except (OSError, EOFError, ValueError) as error:
-        result.problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    except NETWORK_ERRORS as error:
+        result.problem = problem_of(error)
     return result
 
 
