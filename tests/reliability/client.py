@@ -28,6 +28,8 @@ class Answer:
 
     status: int | None = None
     """``None`` where no head of an answer came."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """By their names in small letters."""
     body: bytes = b""
     whole: bool = False
     """Whether the answer came to the end that its head promised."""
@@ -87,6 +89,7 @@ async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, r
     start, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     answer.status = int(start.split(" ")[1])
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    answer.headers = headers
     if headers.get("transfer-encoding") == "chunked":
         while size := int(await reader.readuntil(b"\r\n"), 16):
             answer.body += await reader.readexactly(size)
@@ -110,7 +113,7 @@ class KeptConnections:
 
     async def ask(self, request: bytes, patience: float = PATIENCE) -> Answer:
         """Send a request on a connection that is free, or on a new one; as :func:`ask` does."""
-        answer = Answer()
+        answer, began = Answer(), time.perf_counter()
         try:
             async with asyncio.timeout(patience):
                 self._close_before(time.monotonic() - KEPT_SECONDS)
@@ -120,9 +123,13 @@ class KeptConnections:
                     reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
                 answer.connected = True
                 await converse(reader, writer, request, answer)
-                self._free.append((time.monotonic(), reader, writer))
+                if answer.headers.get("connection", "").lower() == "close":
+                    writer.close()
+                else:
+                    self._free.append((time.monotonic(), reader, writer))
         except NETWORK_ERRORS as error:
             answer.problem = problem_of(error)
+        answer.seconds = time.perf_counter() - began
         return answer
 
     def close(self) -> None:
@@ -200,6 +207,11 @@ class Neighbours:
     pings: list[float] = field(default_factory=list)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _clients: list["asyncio.Task[None]"] = field(default_factory=list)
+
+    @property
+    def number(self) -> int:
+        """How many clients there are, each with one request at a time."""
+        return len(self._clients)
 
     def start(self) -> None:
         kinds: dict[str, tuple[int, Callable[[], Awaitable[str]]]] = {

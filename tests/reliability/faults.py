@@ -1,10 +1,13 @@
 """A handler, a client or a backend does what it should not, and the others are watched meanwhile."""
 
 import asyncio
+import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -69,8 +72,8 @@ CUTS = (
     "in a WebSocket conversation",
 )
 
-NO_RETURN = 5.0
-"""Seconds after which a client counts an answer as not coming."""
+PATIENCE, SHORT_PATIENCE = 15.0, 4.0
+"""Seconds after which an answer counts as not coming; the short one where many are known not to come."""
 
 
 @dataclass
@@ -85,6 +88,7 @@ class Outcome:
     longest: float = 0.0
     alive: bool = True
     complaints: list[str] = field(default_factory=list)
+    patience: float = PATIENCE
 
     @property
     def harmless(self) -> bool:
@@ -106,7 +110,7 @@ class Outcome:
 
 async def watch(served: Served, outcome: Outcome, times: int, once: Callable[[], "asyncio.Future[str]"]) -> Outcome:
     """Do something some times beside well-behaved clients, and see whether these and the server bear it."""
-    neighbours = Neighbours(served.port, NO_RETURN)
+    neighbours = Neighbours(served.port, outcome.patience)
     neighbours.start()
     await asyncio.sleep(0.1)
     said = [await once() for _ in range(times)]
@@ -117,7 +121,7 @@ async def watch(served: Served, outcome: Outcome, times: int, once: Callable[[],
     outcome.longest = neighbours.longest
     outcome.alive = served.is_alive
     if outcome.alive:
-        after = await ask(served.port, invocation(id="after"), NO_RETURN)
+        after = await ask(served.port, invocation(id="after"), outcome.patience)
         if after.status != 200:
             outcome.failures.append(f"afterwards: {described(after)}")
     outcome.complaints = served.new_complaints()
@@ -126,19 +130,20 @@ async def watch(served: Served, outcome: Outcome, times: int, once: Callable[[],
 
 async def inject(served: Served, kind: str, fault: str, times: int) -> Outcome:
     """Have the handler do something that it should not."""
+    patience = SHORT_PATIENCE if served.runtime.official else PATIENCE
 
     async def once() -> str:
         answer = await ask(
-            served.port, invocation("faulty", do="fault", fault=fault, id=fault), LEAVING.get(fault, 3.0)
+            served.port, invocation("faulty", do="fault", fault=fault, id=fault), LEAVING.get(fault, patience)
         )
         return described(answer)
 
-    return await watch(served, Outcome(kind, fault), times, lambda: asyncio.ensure_future(once()))
+    return await watch(served, Outcome(kind, fault, patience=patience), times, lambda: asyncio.ensure_future(once()))
 
 
 def cut(port: int, where: str, reset: bool) -> str:
     """Leave in the middle, with FIN or with RST."""
-    with socket.create_connection(("127.0.0.1", port), NO_RETURN) as line:
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as line:
         whole = invocation("leaving", seconds=0.2, id="leaving")
         match where:
             case "before the headers are whole":
@@ -160,6 +165,12 @@ def cut(port: int, where: str, reset: bool) -> str:
             line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return "RST" if reset else "FIN"
 
+
+WORKERS = 2
+LOSS_SECONDS = 2.0
+"""For how long requests may fail that a worker was serving when it died."""
+WORKER_SECONDS = 30.0
+"""Until a worker must have been replaced."""
 
 HANDSHAKE = (
     head("GET", "/ws")
@@ -200,6 +211,49 @@ async def closed_generators(served: Served, outcome: Outcome) -> None:
     outcome.failures.append(f"{left} generators were left open")
 
 
+async def lose_worker(runtime: Runtime, directory: Path, how: str) -> Outcome:
+    """Have one of two worker processes die under load; what it was doing is lost, and nothing else may be."""
+    outcome = Outcome("worker", f"one of {WORKERS} workers {how}")
+    with serve(runtime, directory, workers=WORKERS) as served:
+        await worker_pids(served, WORKERS, set())
+        served.new_complaints()
+        neighbours = Neighbours(served.port, outcome.patience)
+        neighbours.start()
+        await asyncio.sleep(0.5)
+        began = time.monotonic()
+        victim = (await state(served.port))["pid"]
+        if how == FATAL_FAULT:
+            await ask(served.port, invocation(do="fault", fault=FATAL_FAULT, id="fatal"), outcome.patience)
+        else:
+            os.kill(victim, signal.SIGKILL)
+        await asyncio.sleep(LOSS_SECONDS)
+        lost = len(neighbours.failures)
+        again = await worker_pids(served, WORKERS, {victim} if how != FATAL_FAULT else set())
+        seconds = time.monotonic() - began
+        await neighbours.stop()
+        outcome.asked, outcome.failures = neighbours.asked.total(), neighbours.failures[lost:]
+        outcome.longest, outcome.alive = neighbours.longest, served.is_alive
+        outcome.client = f"{lost} that it was serving were lost, {len(again)} workers again within {seconds:.1f} s"
+        if len(again) < WORKERS:
+            outcome.failures.append("it was not replaced")
+        if lost > neighbours.number:
+            outcome.failures.append(f"{lost} were lost, and no more than {neighbours.number} were under way")
+        died = [line for line in served.log.read_text(errors="replace").splitlines() if "died" in line]  # at INFO
+        outcome.complaints = served.new_complaints() + died
+    return outcome
+
+
+async def worker_pids(served: Served, number: int, without: set[int]) -> set[int]:
+    """Ask until that many workers have answered, or until that is not to be expected any more."""
+    found: set[int] = set()
+    deadline = time.monotonic() + WORKER_SECONDS
+    while len(found) < number and time.monotonic() < deadline:
+        answers = await asyncio.gather(*(ask(served.port, invocation(do="state"), 5) for _ in range(8)))
+        found |= {answer.json()["pid"] for answer in answers if answer.status == 200} - without
+        await asyncio.sleep(0.05)
+    return found
+
+
 def start_backend(directory: Path) -> "tuple[int, subprocess.Popen[bytes]]":
     port = free_port()
     with (directory / "sink.log").open("wb") as log:
@@ -225,7 +279,7 @@ async def lose_backend(directory: Path) -> Outcome:
                 OTEL_EXPORTER_OTLP_TIMEOUT="1",
             )
         )
-        neighbours = Neighbours(served.port, NO_RETURN)
+        neighbours = Neighbours(served.port, PATIENCE)
         neighbours.start()
         for _ in range(100):
             if reached := (await ask(port, head("GET", "/count?service=faults"))).json():
@@ -265,8 +319,9 @@ async def faults_of(
         if fatal:
             with serve(runtime, directory, HANDLER=kind) as served:
                 outcomes.append(await inject(served, kind, FATAL_FAULT, 1))
-    with serve(runtime, directory) as served:
+    with serve(runtime, directory, AGENTCORE_STALL_SECONDS="10") as served:  # lest a busy machine be complained about
         outcomes += [await leave(served, where, 10 * times) for where in CUTS]
+    outcomes += [await lose_worker(runtime, directory, how) for how in ("is killed with -9", FATAL_FAULT)]
     if not runtime.official:
         outcomes.append(await lose_backend(directory))
     return [outcome for outcome in outcomes if outcome.fault]
@@ -306,6 +361,12 @@ def section(ours: list[Outcome], official: list[Outcome]) -> Section:
             str(sum(len(outcome.complaints) for outcome in ours if outcome.kind == "client")),
             str(sum(len(outcome.complaints) for outcome in official if outcome.kind == "client")) if official else "",
         ),
+        Row(
+            "requests that failed after a worker's death, beside those that it was serving",
+            "0",
+            _after_loss(ours),
+            _after_loss(official),
+        ),
         Row(f"the server after a handler that {FATAL_FAULT}", "dies, as any process", _fatal(ours), _fatal(official)),
     ]
     body = []
@@ -343,6 +404,10 @@ def _died(outcomes: Sequence[Outcome]) -> str:
 
 def _untold(outcomes: Sequence[Outcome]) -> str:
     return str(sum(map(_is_untold, _handlers(outcomes))))
+
+
+def _after_loss(outcomes: Sequence[Outcome]) -> str:
+    return str(sum(len(each.failures) for each in outcomes if each.kind == "worker"))
 
 
 def _is_untold(outcome: Outcome) -> bool:

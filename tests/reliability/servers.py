@@ -72,6 +72,18 @@ class Served:
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
         return {identity for name, _, identity in (line.partition(" ") for line in lines) if name == what}
 
+    def most_at_once(self) -> int:
+        """How many invocations were under way at the same time, at the most."""
+        running, most = set(), 0
+        for line in self.journal.read_text().splitlines():
+            what, _, identity = line.partition(" ")
+            if what == "begun":
+                running.add(identity)
+                most = max(most, len(running))
+            elif what == "done":
+                running.discard(identity)
+        return most
+
     def new_complaints(self) -> list[str]:
         """What was logged since this was asked last, at WARNING or above, a line each."""
         text = self.log.read_bytes()
@@ -123,21 +135,25 @@ def complaints(log: str) -> list[str]:
 
 
 @contextmanager
-def serve(runtime: Runtime, directory: Path, *arguments: str, **environment: str) -> Iterator[Served]:
+def serve(runtime: Runtime, directory: Path, workers: int = 1, **environment: str) -> Iterator[Served]:
     """Serve the agent until the block ends; then everything that it has started is ended.
 
     Args:
         runtime: By what it is served.
         directory: For the agent's file, its log and its journal.
-        *arguments: More for the agent's command line.
+        workers: Processes; several are uvicorn's.
         **environment: Variables for it.
     """
     file, port = runtime.write_agent(directory), free_port()
     log, journal = directory / f"{port}.log", directory / f"{port}.journal"
     own = {"JOURNAL": str(journal)} | environment
+    command: list[str | Path] = [file, str(port)]
+    if workers > 1:
+        options = ["--port", str(port), "--workers", str(workers), "--no-access-log"]
+        command = ["-m", "uvicorn", f"{file.stem}:app", *options]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [runtime.python, file, str(port), *arguments],
+            [runtime.python, *command],
             cwd=directory,
             env=environments.base_environment() | {name: value for name, value in own.items() if value},
             stdout=output,

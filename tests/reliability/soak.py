@@ -13,7 +13,7 @@ from tests.reliability.client import KeptConnections, ask, bare, described, head
 from tests.reliability.report import Row, Section, milliseconds, quantile, table
 from tests.reliability.servers import Runtime, Served, serve
 
-SECONDS, SHORT_SECONDS = 600.0, 20.0
+SECONDS, SHORT_SECONDS = 600.0, 12.0
 CAPACITY_SECONDS = 10.0
 """How long the capacity is measured."""
 SHARE, SHORT_SHARE = 0.7, 0.2
@@ -191,10 +191,10 @@ def sample(served: Served, at: float, soaked: Soaked) -> Sample:
 
 async def soak_one(runtime: Runtime, directory: Path, *, seconds: float, short: bool) -> Soaked:
     """Measure the capacity, and load a fresh server with a share of it."""
-    with serve(runtime, directory, JOURNAL="") as served:
+    with serve(runtime, directory, JOURNAL="", AGENTCORE_STALL_SECONDS="10") as served:
         capacity = await capacity_of(served, 2 if short else CAPACITY_SECONDS)
     soaked = Soaked(capacity, rate=capacity * (SHORT_SHARE if short else SHARE))
-    with serve(runtime, directory, JOURNAL="") as served:
+    with serve(runtime, directory, JOURNAL="", AGENTCORE_STALL_SECONDS="10") as served:
         first = Client(served.port, soaked)
         for _ in MIX:
             await first.send_next()
