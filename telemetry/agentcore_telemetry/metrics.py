@@ -1,7 +1,7 @@
 """The metrics of a service: which label values and buckets they have, and their exposition to Prometheus."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from agentcore_telemetry.instruments import Counter, InvocationMetrics, ScrapeCallbacks, TaskMetrics
 
@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 Mode = Literal["unary", "stream"]
-Outcome = Literal["ok", "client_error", "server_error", "disconnected", "rejected", "timeout"]
+Outcome = Literal["ok", "client_error", "server_error", "disconnected", "rejected", "timeout", "cancelled"]
+"""How an invocation ended. ``timeout``: its time was over; ``cancelled``: by a shutdown, or with its session."""
+
 TaskOutcome = Literal["completed", "failed", "lost"]
 
 MODES: tuple[Mode, ...] = ("unary", "stream")
-OUTCOMES: tuple[Outcome, ...] = ("ok", "client_error", "server_error", "disconnected", "rejected", "timeout")
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 TASK_OUTCOMES: tuple[TaskOutcome, ...] = ("completed", "failed", "lost")
 
 MAX_TASK_NAMES = 100

@@ -517,12 +517,9 @@ def test_what_is_to_be_used_in_the_place_of_mount_and_add_route_works(app: Bedro
 
 IMPORT = """
 import gc
-threshold = gc.get_threshold()[0]
 {before}
-collections = sum(generation["collections"] for generation in gc.get_stats())
 import litestar_agentcore
-made = [[] for _ in range(threshold // 2)]
-print(sum(generation["collections"] for generation in gc.get_stats()) - collections, gc.isenabled(), {after})
+print(gc.get_count()[1] == 0, gc.isenabled(), gc.get_freeze_count() > 0)
 """
 
 
@@ -530,15 +527,15 @@ class TestImporting:
     """Garbage is not collected while the package is imported, nor as soon as that is done; else all is as it was."""
 
     @pytest.mark.parametrize(
-        ("before", "after", "printed"),
+        ("before", "printed"),
         [
-            ("gc.collect()", "gc.get_freeze_count()", "0 True 0"),
-            ("gc.disable()", "gc.get_freeze_count()", "0 False 0"),
-            ("gc.freeze(); gc.disable()", "gc.get_freeze_count() > 0", "0 False True"),
+            ("gc.collect(0)", "True True False"),
+            ("gc.disable()", "True False False"),
+            ("gc.freeze()", "False True True"),
         ],
         ids=["as usual", "disabled by the host", "frozen by the host"],
     )
-    def test_the_garbage_collector_is_left_as_it_was(self, before: str, after: str, printed: str) -> None:
-        program = IMPORT.format(before=before, after=after)
+    def test_the_garbage_collector_is_left_as_it_was(self, before: str, printed: str) -> None:
+        program = IMPORT.format(before=before)
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
         assert done.stdout.strip() == printed, done.stderr
