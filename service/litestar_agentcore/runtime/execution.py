@@ -12,6 +12,7 @@ from litestar_agentcore.protocol.serialization import encode
 from litestar_agentcore.runtime.agent_loop import AgentLoop, spawn_inline
 from litestar_agentcore.runtime.callbacks import CallbackQueue, call_threadsafe
 from litestar_agentcore.runtime.failure import Failure
+from litestar_agentcore.runtime.forking import end_stray_child
 from litestar_agentcore.runtime.handler import Handler, HandlerKind
 from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, PlainEventStream
 from litestar_agentcore.runtime.threads import ThreadPool
@@ -288,6 +289,7 @@ class HandlerCall:
         except BaseException as error:
             result = self._observer.describe(error)
         finally:
+            end_stray_child()
             asyncio._set_running_loop(None)  # noqa: SLF001
         if isinstance(result, AsyncEventStream):
             self._callbacks.call_soon(self._spawn_stream, result, copy_context())

@@ -5,6 +5,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from litestar_agentcore.runtime.forking import end_stray_child
+
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0
@@ -93,6 +95,7 @@ class ThreadPool:
             except BaseException:  # a call handles its own errors; one that slips through must not cost a thread
                 logger.exception("A call in %s raised", threading.current_thread().name)
             del call
+            end_stray_child()
             with self._lock:
                 if self._free >= 0 and not self._returning and self._calls:
                     worker.call = self._calls.popleft()
