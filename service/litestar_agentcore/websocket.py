@@ -12,10 +12,12 @@ from litestar_agentcore.asgi_bridge import serve_on_agent_loop
 from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.connections import NO_STATUS, ClientDisconnected, agent_websocket
 from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
-from litestar_agentcore.protocol.headers import response_headers
+from litestar_agentcore.protocol.headers import RequestHeaders, response_headers
 from litestar_agentcore.protocol.models import Refusal, shutting_down
 from litestar_agentcore.protocol.serialization import encode
+from litestar_agentcore.runtime.admission import Place
 from litestar_agentcore.runtime.agent import Agent, WebSocketHandler
+from litestar_agentcore.runtime.execution import TaskWork
 from litestar_agentcore.runtime.handler import name_of
 from litestar_agentcore.runtime.running import Running
 
@@ -51,6 +53,8 @@ class WebSocketConnection:
         self._accepted = False
         self._closed = False
         self._client_left = False
+        self._task: asyncio.Task[None] | None = None
+        """The handler's, once it has one."""
         self._disconnect: Any = None
         """The last message, once the client has left."""
         self._status = 403
@@ -59,7 +63,6 @@ class WebSocketConnection:
     async def serve(self) -> None:
         """Serve the connection until it is closed."""
         agent = self._agent
-        telemetry = agent.telemetry
         request = agent.headers.read(self._scope["headers"])
         if self._authentication is not None:
             try:
@@ -74,6 +77,21 @@ class WebSocketConnection:
         if agent.refuses_work:
             await self._refuse(values, shutting_down())
             return
+        place = None
+        if (admission := agent.websocket_admission) is not None:
+            place = admission.enter(None, asyncio.get_running_loop())
+            if place is None:
+                await self._refuse(values, Refusal(503, "Too many WebSockets", headers=[(b"retry-after", b"1")]))
+                return
+        try:
+            await self._serve(request)
+        finally:
+            if place is not None:
+                self._release_when_ended(place)
+
+    async def _serve(self, request: RequestHeaders) -> None:
+        agent, values = self._agent, request.values
+        telemetry = agent.telemetry
         parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
         self._record = record = telemetry.websocket(self._scope, parent, request.host, request.user_agent)
@@ -91,6 +109,16 @@ class WebSocketConnection:
             record.end(101 if self._accepted else self._status)
             current_request.reset(token)
 
+    def _release_when_ended(self, place: Place) -> None:
+        """Give up a place when the handler's code has ended, which it may not have where it was cancelled."""
+        if self._task is None:
+            place.release()
+        else:
+            TaskWork(self._task).when_ended(place.release)
+
+    def _note_task(self, task: "asyncio.Task[None]") -> None:
+        self._task = task
+
     async def _converse(self, values: RequestValues) -> None:
         handler = self._agent.websocket_handler
         if handler is None:
@@ -102,7 +130,7 @@ class WebSocketConnection:
             await self._run(handler, values, receive, send)
 
         error = await serve_on_agent_loop(
-            self._agent.execution, name_of(handler), run, self._receive_message, self._send_message
+            self._agent.execution, name_of(handler), run, self._receive_message, self._send_message, self._note_task
         )
         if error is None:
             await self._close(NORMAL_CLOSURE)
@@ -146,7 +174,7 @@ class WebSocketConnection:
         return message
 
     async def _send_message(self, message: Message) -> None:
-        if (disconnect := self._disconnect) is not None:  # it is read ahead of the handler, which sends in vain
+        if (disconnect := self._disconnect) is not None:  # which is read before the handler asks for it
             raise ClientDisconnected(disconnect.get("code") or NO_STATUS, disconnect.get("reason") or "")
         if message["type"] == "websocket.accept":
             self._accepted = True

@@ -136,6 +136,9 @@ class AgentCollector(Collector):
         yield GaugeMetricFamily(
             "agentcore_sync_queue_length", "Sync invocations that wait for a thread.", callbacks.sync_queue_length()
         )
+        yield GaugeMetricFamily(
+            "agentcore_invocations_waiting", "Invocations that wait for a place.", callbacks.invocations_waiting()
+        )
         yield CounterMetricFamily(
             "agentcore_spans_dropped", "Spans that never reached the backend.", callbacks.spans_dropped()
         )

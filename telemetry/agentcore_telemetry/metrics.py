@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 Mode = Literal["unary", "stream"]
-Outcome = Literal["ok", "client_error", "server_error", "disconnected", "rejected", "timeout"]
+Outcome = Literal["ok", "client_error", "server_error", "disconnected", "rejected", "timeout", "cancelled"]
+"""How an invocation ended. ``timeout``: its time was over; ``cancelled``: by a shutdown, or with its session."""
+
 TaskOutcome = Literal["completed", "failed", "lost"]
 AuthFailure = Literal[
     "missing", "malformed", "api_key", "algorithm", "unknown_key", "signature", "issuer", "expired", "not_yet_valid",
@@ -17,7 +19,7 @@ AuthFailure = Literal[
 ]  # fmt: skip
 
 MODES: tuple[Mode, ...] = ("unary", "stream")
-OUTCOMES: tuple[Outcome, ...] = ("ok", "client_error", "server_error", "disconnected", "rejected", "timeout")
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 TASK_OUTCOMES: tuple[TaskOutcome, ...] = ("completed", "failed", "lost")
 AUTH_FAILURES: tuple[AuthFailure, ...] = get_args(AuthFailure)
 """Why a caller was not let in."""

@@ -7,7 +7,7 @@ import msgspec
 
 
 class PingStatus(str, Enum):  # noqa: UP042 - as the reference has it, down to its ``str()``
-    """What ``GET /ping`` says of the agent, in the words of the AgentCore Runtime contract."""
+    """What ``GET /ping`` says of the agent, as the AgentCore Runtime contract has it."""
 
     HEALTHY = "Healthy"
     """Ready for work, and none is going on in the background."""
@@ -47,7 +47,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StreamError(msgspec.Struct, frozen=True):
-    """The last event of a stream whose generator raised."""
+    """The last event of a stream whose generator raised, or whose time was over (``error_type`` ``TimeoutError``)."""
 
     error: str
     error_type: str
@@ -61,7 +61,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
 
     Args:
         status: The HTTP status, 400 to 599.
-        error: What was wrong, in the words of the contract.
+        error: What was wrong, as the contract names it.
         details: Where or how, if there is more to say. May quote the request, so it goes to the caller alone.
         reason: What the log may say of it; ``error`` by default.
         headers: Headers of the answer, beside those of every answer.
@@ -104,3 +104,26 @@ _INTERNAL_ERROR = "Internal error"
 def shutting_down() -> Refusal:
     """The refusal of work that comes, or is not done, when the service ends."""
     return Refusal(503, "The service is shutting down")
+
+
+def too_many_invocations(retry_after: int) -> Refusal:
+    """The refusal of an invocation for which there is no place.
+
+    Args:
+        retry_after: After how many seconds it had better be tried again.
+    """
+    return Refusal(429, "Too many invocations", headers=[(b"retry-after", b"%d" % retry_after)])
+
+
+def too_slow_body() -> Refusal:
+    """The refusal of a request whose body does not come."""
+    return Refusal(408, "Request timeout", "The body of the request was not there in time")
+
+
+def timed_out(seconds: float) -> Refusal:
+    """The answer of an invocation whose time was over.
+
+    Args:
+        seconds: How long it might take.
+    """
+    return Refusal(504, "Invocation timeout", f"The invocation took longer than {seconds:g} s")
