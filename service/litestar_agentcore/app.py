@@ -18,7 +18,6 @@ from litestar_agentcore.authoring import AgentAuthoring, AnyFunction
 from litestar_agentcore.controllers.invocations import PATH as INVOCATIONS
 from litestar_agentcore.controllers.invocations import FastPath
 from litestar_agentcore.errors import exception_handlers
-from litestar_agentcore.lost_connections import is_lost_connection
 from litestar_agentcore.plugin import APP_LOGGER, AgentCorePlugin
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
@@ -89,11 +88,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             if fast_path.serves(scope):
                 await fast_path.serve(scope, receive, send)
                 return
-        try:
-            await super().__call__(scope, receive, send)
-        except Exception as error:
-            if scope["type"] != "http" or not await is_lost_connection(error, receive):
-                raise
+        await super().__call__(scope, receive, send)
 
     def _keep_state(self, lifespan: Lifespan) -> Lifespan:
         """Have what the lifespan yields be in the state of each request, as the ASGI specification's lifespan state."""

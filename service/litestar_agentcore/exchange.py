@@ -15,7 +15,6 @@ from litestar_agentcore.connections import agent_request
 from litestar_agentcore.debug_actions import debug_action
 from litestar_agentcore.disconnects import DisconnectWatcher
 from litestar_agentcore.errors import BrokenResponseError
-from litestar_agentcore.lost_connections import is_lost_connection, may_be_lost_connection
 from litestar_agentcore.protocol.context import current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders
 from litestar_agentcore.protocol.models import (
@@ -125,10 +124,6 @@ class InvocationExchange:
                 else:
                     raise
         except BaseException as error:
-            if await is_lost_connection(error, receive):
-                record.left = answer.started = True
-                logger.info("The client's connection was closed before it had its answer")
-                return
             if record.error is None and record.interrupted is None:
                 record.fail(error)
             if answer.started:  # which keeps Litestar from answering a second time
@@ -330,8 +325,6 @@ class InvocationExchange:
             except asyncio.CancelledError:
                 raise
             except BaseException as error:
-                if may_be_lost_connection(error):
-                    raise
                 message = message_of(error)
                 answer.note(error)
                 logger.exception("Sending the handler's response raised")
@@ -354,8 +347,6 @@ class InvocationExchange:
             raise
         if error is None:
             return
-        if may_be_lost_connection(error):
-            raise error
         if answer.started:
             raise BrokenResponseError("the handler's response failed after it had begun") from error
         await answer.value(encode(ErrorAnswer(message or type(error).__name__)), 500)

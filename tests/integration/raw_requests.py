@@ -16,8 +16,10 @@ WHOLE = (
     b"HEAD /ping HTTP/1.1\r\nHost: agent\r\n\r\n",
     b"GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n",
     b"GET /nowhere HTTP/1.1\r\nHost: agent\r\n\r\n",
-    b"GET /ws HTTP/1.1\r\nHost: agent\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n\x81\x85\x00\x00\x00\x00hello",
+    (
+        b"GET /ws HTTP/1.1\r\nHost: agent\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n\x81\x85\x00\x00\x00\x00hello"
+    ),
 )
 
 STRAY = (

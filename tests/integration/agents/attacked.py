@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from litestar import WebSocket
+from litestar import WebSocket  # noqa: TC002 - which Litestar reads
 from litestar_agentcore import BedrockAgentCoreApp, RequestContext
 
 app = BedrockAgentCoreApp()
