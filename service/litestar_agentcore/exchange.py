@@ -20,6 +20,7 @@ from litestar_agentcore.protocol.headers import RequestHeaders
 from litestar_agentcore.protocol.models import (
     ErrorAnswer,
     Refusal,
+    session_stopped,
     shutting_down,
     timed_out,
     too_many_invocations,
@@ -107,6 +108,7 @@ class InvocationExchange:
         record = telemetry.invocation(scope, parent, request.host, request.user_agent)
         loop = asyncio.get_running_loop()
         answer = Answer(scope, send, headers, record, values, agent.running, loop)
+        kept = None if values.session_id is None else agent.sessions.begin(values.session_id)
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)
         try:
@@ -131,6 +133,8 @@ class InvocationExchange:
             raise
         finally:
             answer.end()
+            if kept is not None:
+                agent.sessions.end(kept)
             record.end()
             current_request.reset(token)
 
@@ -295,8 +299,8 @@ class InvocationExchange:
         """Tell a client whose invocation was cancelled because the service ends, where that still can be told."""
         answer.record.interrupt("cancelled")
         if not answer.started:
-            refusal = shutting_down()
-            await answer.value(encode(refusal.answer), refusal.status, [CLOSE])
+            refusal = session_stopped() if answer.stopped else shutting_down()
+            await answer.value(encode(refusal.answer), refusal.status, None if answer.stopped else [CLOSE])
 
     async def _answer_failure(self, failure: Failure, scope: Scope, receive: Receive, answer: Answer) -> None:
         error = failure.error
