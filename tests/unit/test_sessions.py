@@ -307,7 +307,11 @@ def test_without_idle_seconds_and_a_hook_nothing_is_kept() -> None:
         async with living(app):
             for number in range(50):
                 await invoke(app, f"s{number}", "now")
-            assert app.agent.sessions._kept == {}
+            sessions = app.agent.sessions
+            for number in range(10_000):
+                assert sessions.begin(f"s{number}") is None
+            assert sessions._kept == {}
+            await eventually(lambda: len(sessions) == 0)
 
     asyncio.run(main())
 

@@ -89,7 +89,7 @@ def shutting_down() -> Refusal:
 
 
 def session_stopped() -> Refusal:
-    """The answer of an invocation that was cancelled with its session: 409, a conflict with its state (RFC 9110, 15.5.10).
+    """The answer of an invocation that was cancelled with its session: a conflict with its state (RFC 9110, 15.5.10).
 
     Not 503, which has clients and proxies send it again, and so begin the session anew.
     """
