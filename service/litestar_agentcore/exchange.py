@@ -108,7 +108,9 @@ class InvocationExchange:
         record = telemetry.invocation(scope, parent, request.host, request.user_agent)
         loop = asyncio.get_running_loop()
         answer = Answer(scope, send, headers, record, values, agent.running, loop)
-        kept = None if values.session_id is None else agent.sessions.begin(values.session_id)
+        kept = None
+        if values.session_id is not None and not agent.refuses_work:
+            kept = agent.sessions.begin(values.session_id)
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)
         try:
@@ -160,7 +162,7 @@ class InvocationExchange:
         )
         if body is None:
             logger.info("The client went away before its request was complete")
-            await answer.unheard()
+            await answer.close_without_client()
             return
         if self._debug and (action_answer := await debug_action(agent, body)) is not None:
             await answer.value(action_answer)
@@ -173,7 +175,7 @@ class InvocationExchange:
         admission = agent.admission
         if admission is not None and not await self._admit(admission, disconnects, receive, answer):
             logger.info("The client went away before there was a place for its invocation")
-            await answer.unheard()
+            await answer.close_without_client()
             return
         context = None
         if handler.context is not None:
@@ -189,7 +191,7 @@ class InvocationExchange:
             await self._answer_failure(outcome, scope, receive, answer)
         elif outcome is None:
             logger.info("The client went away before the handler had an answer for it")
-            await answer.unheard()
+            await answer.close_without_client()
         else:
             await self._respond(outcome, scope, receive, answer)
 
@@ -238,7 +240,7 @@ class InvocationExchange:
     ) -> Any:
         """What the handler comes to; ``None`` where the client leaves first.
 
-        The handler then runs on unheard, unless the settings have it cancelled.
+        The handler then runs on, and its outcome is dropped, unless the settings have it cancelled.
         """
         execution = self._agent.execution
         if not execution.has_room_for(handler):

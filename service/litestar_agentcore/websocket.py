@@ -95,10 +95,10 @@ class WebSocketConnection:
                 raise
             running.resume()
             if self._task is not None:  # whose ``finally`` may take a while
-                running.leave_behind(TaskWork(self._task), partial(agent.running.discard, running))
+                running.outlive_client(TaskWork(self._task), partial(agent.running.discard, running))
             await self._close(GOING_AWAY)
         finally:
-            if not running.is_left_behind:
+            if not running.outlives_client:
                 agent.running.discard(running)
             if kept is not None:
                 agent.sessions.end(kept)
@@ -170,7 +170,7 @@ class WebSocketConnection:
         return message
 
     async def _send_message(self, message: Message) -> None:
-        if (disconnect := self._disconnect) is not None:  # it is read ahead of the handler, which sends in vain
+        if (disconnect := self._disconnect) is not None:  # which is read before the handler asks for it
             raise ClientDisconnected(disconnect.get("code") or NO_STATUS, disconnect.get("reason") or "")
         if message["type"] == "websocket.accept":
             self._accepted = True

@@ -268,6 +268,7 @@ def test_at_shutdown_every_kept_session_is_ended_before_the_server_is_told(log: 
             await invoke(app, "one", "now")
             await invoke(app, "two", "now")
             terminate()
+            assert (await invoke(app, "late", "now")).status_code == 503
             await eventually(lambda: told)
             assert sorted(called) == ["one", "two"]
 

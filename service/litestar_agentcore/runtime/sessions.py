@@ -339,7 +339,7 @@ class Sessions:
         Args:
             seconds: How long to wait; three seconds at the least.
         """
-        self._loop, loop = None, self._loop
+        self._loop, loop = None, self._loop  # which ends the search for idle ones
         seconds = max(seconds, SHUTDOWN_SECONDS)
         deadline = monotonic() + seconds
         if self._kept and self._hook is not None:
