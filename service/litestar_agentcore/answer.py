@@ -23,6 +23,7 @@ from litestar_agentcore.protocol.models import (
     StreamError,
     internal_error,
     internal_stream_error,
+    session_stopped,
     shutting_down,
 )
 from litestar_agentcore.protocol.serialization import encode, encode_events
@@ -168,14 +169,14 @@ class Answer(Running):
         if self._deadline is not None:
             self._stop_time()
 
-    def expire(self) -> None:
+    def expire(self, *, stopped: bool = False) -> None:
         """End it: the service's time to shut down is over."""
         if self.timed_out and not self.outlives_client:
             return  # as is done already
         if self._iterated_here is None or self.outlives_client:
-            super().expire()
+            super().expire(stopped=stopped)
         else:
-            self.announce_expiry()
+            self.announce_expiry(stopped=stopped)
             self._iterated_here.close()
 
     # -- On the handler's side
@@ -380,6 +381,9 @@ class Answer(Running):
     async def _end_expired_stream(self) -> None:
         """End a stream cleanly, with one last event that says why: the service ends, and has waited long enough."""
         self.record.interrupt("cancelled")
-        event = encode_events([encode(StreamError(shutting_down().error, "ShuttingDown"))])
+        end = StreamError(shutting_down().error, "ShuttingDown")
+        if self.stopped:
+            end = StreamError(session_stopped().error, "SessionStopped")
+        event = encode_events([encode(end)])
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -16,10 +16,12 @@ from litestar_agentcore.connections import agent_request
 from litestar_agentcore.debug_actions import debug_action
 from litestar_agentcore.disconnects import DisconnectWatcher
 from litestar_agentcore.errors import BrokenResponseError
+from litestar_agentcore.lost_connections import ClientSend, client_send
 from litestar_agentcore.protocol.context import current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders
 from litestar_agentcore.protocol.models import (
     Refusal,
+    session_stopped,
     shutting_down,
     timed_out,
     too_many_invocations,
@@ -108,11 +110,17 @@ class InvocationExchange:
         token = enter_request(values, experiment)
         record = telemetry.invocation(scope, parent, request.host, request.user_agent)
         loop = asyncio.get_running_loop()
+        send = client_send(send)
         answer = Answer(scope, send, headers, record, values, agent.running, loop, agent.settings.expose_errors)
+        kept = None
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)
         try:
             try:
+                if self._authentication is not None:
+                    await self._authentication.admit(scope, request)
+                if values.session_id is not None and not agent.refuses_work:  # a stranger makes no session
+                    kept = agent.sessions.begin(values.session_id)
                 await self._invoke(request, scope, receive, answer, self._clients_of(loop))
             except Refusal as refused:
                 await self._refuse(refused, request, scope, receive, answer)
@@ -132,7 +140,11 @@ class InvocationExchange:
                 ScopeState.from_scope(scope).response_started = True
             raise
         finally:
+            if isinstance(send, ClientSend) and send.lost:
+                record.leave()
             answer.end()
+            if kept is not None:
+                agent.sessions.end(kept)
             record.end()
             current_request.reset(token)
 
@@ -151,8 +163,6 @@ class InvocationExchange:
         clients: "_Clients",
     ) -> None:
         agent = self._agent
-        if self._authentication is not None:
-            await self._authentication.admit(scope, request)
         disconnects = clients.disconnects
         self._check(request)
         body = answer.request_body = await read_body(
@@ -299,8 +309,8 @@ class InvocationExchange:
         """Tell a client whose invocation was cancelled because the service ends, where that still can be told."""
         answer.record.interrupt("cancelled")
         if not answer.started:
-            refusal = shutting_down()
-            await answer.value(encode(refusal.answer), refusal.status, [CLOSE])
+            refusal = session_stopped() if answer.stopped else shutting_down()
+            await answer.value(encode(refusal.answer), refusal.status, None if answer.stopped else [CLOSE])
 
     async def _answer_failure(self, failure: Failure, scope: Scope, receive: Receive, answer: Answer) -> None:
         error = failure.error

@@ -137,6 +137,9 @@ class AgentCollector(Collector):
             "agentcore_sync_queue_length", "Sync invocations that wait for a thread.", callbacks.sync_queue_length()
         )
         yield GaugeMetricFamily(
+            "agentcore_sessions", "Sessions for which something runs, or which are kept.", callbacks.sessions()
+        )
+        yield GaugeMetricFamily(
             "agentcore_invocations_waiting", "Invocations that wait for a place.", callbacks.invocations_waiting()
         )
         yield CounterMetricFamily(

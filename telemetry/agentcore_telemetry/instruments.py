@@ -36,6 +36,9 @@ class ScrapeCallbacks:
     sync_queue_length: Callable[[], int]
     """How many plain invocations wait for a thread."""
 
+    sessions: Callable[[], int] = lambda: 0
+    """For how many sessions something runs, or which are kept."""
+
     invocations_waiting: Callable[[], int] = lambda: 0
     """How many invocations wait for a place."""
 

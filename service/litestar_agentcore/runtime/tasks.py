@@ -45,15 +45,20 @@ class ActiveTask(msgspec.Struct, eq=False):
         """Seconds since it began."""
         return time.monotonic() - self.began
 
-    def expire(self) -> None:
-        """Count it as lost and cancel it: the service's time to shut down is over."""
+    def expire(self, *, stopped: bool = False) -> None:
+        """Count it as lost and cancel it: the service's time to shut down is over.
+
+        Args:
+            stopped: Whether its session is stopped instead.
+        """
         if not self.registry.finish(self.task_id, "lost"):
             return
         token = current_request.set(self.values)
         logger.warning(
-            "The task %s of session %s was still running at shutdown, %.1f s old, and is lost; metadata: %s",
+            "The task %s of session %s was still running %s, %.1f s old, and is lost; metadata: %s",
             self.name,
             self.values.session_id,
+            "when that was stopped" if stopped else "at shutdown",
             self.age,
             self.metadata,
         )
