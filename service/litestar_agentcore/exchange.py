@@ -17,7 +17,7 @@ from litestar_agentcore.debug_actions import debug_action
 from litestar_agentcore.disconnects import DisconnectWatcher
 from litestar_agentcore.errors import BrokenResponseError
 from litestar_agentcore.lost_connections import ClientSend, client_send
-from litestar_agentcore.protocol.context import current_request, enter_request
+from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders
 from litestar_agentcore.protocol.models import (
     Refusal,
@@ -36,6 +36,7 @@ from litestar_agentcore.runtime.callbacks import callbacks_of
 from litestar_agentcore.runtime.execution import HandlerCall, TaskWork
 from litestar_agentcore.runtime.failure import Failure, message_of
 from litestar_agentcore.runtime.handler import Handler
+from litestar_agentcore.runtime.sessions import KeptSession
 from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream
 from litestar_agentcore.runtime.timeouts import StreamLimits, TimeoutQueue
 
@@ -119,8 +120,7 @@ class InvocationExchange:
             try:
                 if self._authentication is not None:
                     await self._authentication.admit(scope, request)
-                if values.session_id is not None and not agent.refuses_work:  # a stranger makes no session
-                    kept = agent.sessions.begin(values.session_id)
+                kept = self._begin_session(values)  # which a stranger does not
                 await self._invoke(request, scope, receive, answer, self._clients_of(loop))
             except Refusal as refused:
                 await self._refuse(refused, request, scope, receive, answer)
@@ -147,6 +147,12 @@ class InvocationExchange:
                 agent.sessions.end(kept)
             record.end()
             current_request.reset(token)
+
+    def _begin_session(self, values: RequestValues) -> KeptSession | None:
+        agent = self._agent
+        if values.session_id is None or agent.refuses_work:
+            return None
+        return agent.sessions.begin(values.session_id)
 
     def _clients_of(self, loop: asyncio.AbstractEventLoop) -> "_Clients":
         clients = self._clients

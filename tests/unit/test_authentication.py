@@ -97,7 +97,7 @@ def test_without_a_setting_everybody_may_come_in(client: Client, app: BedrockAge
     }
     assert BedrockAgentCoreContext.get_claims() is None
     page = client.get("/schema/openapi.json").json()
-    assert "401" not in page["paths"]["/invocations"]["post"]["responses"]
+    assert "security" not in page["paths"]["/invocations"]["post"]
     assert "securitySchemes" not in page["components"]
 
 
