@@ -53,13 +53,6 @@ INVOCATION_ERRORS = {
     504: _error("The handler took longer than an invocation may"),
 }
 
-AUTHENTICATION_ERRORS = {
-    401: ResponseSpec(ErrorAnswer, generate_examples=False, description="The caller is not authenticated"),
-    403: ResponseSpec(ErrorAnswer, generate_examples=False, description="The token is for others than this agent"),
-    503: ResponseSpec(ErrorAnswer, generate_examples=False, description="Nobody can be authenticated now, or served"),
-}
-"""Of an agent that authenticates its callers, besides."""
-
 _SCHEMES = {
     "bearer": SecurityScheme("http", scheme="bearer", description="A token of the issuer, or an API key"),
     "api_key": SecurityScheme("apiKey", name="X-Api-Key", security_scheme_in="header", description="An API key"),

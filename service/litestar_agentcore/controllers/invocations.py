@@ -14,7 +14,6 @@ from litestar.utils.scope.state import ScopeState
 from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.exchange import InvocationExchange
 from litestar_agentcore.openapi import (
-    AUTHENTICATION_ERRORS,
     INVOCATION_ERRORS,
     invocation_operation,
     security_requirements,
@@ -185,12 +184,7 @@ def invocations_controller(
     Returns:
         A Litestar controller.
     """
-    errors, security = INVOCATION_ERRORS, None
-    if authentication is not None:
-        errors, security = (
-            INVOCATION_ERRORS | AUTHENTICATION_ERRORS,
-            security_requirements(authentication.takes_api_keys),
-        )
+    security = None if authentication is None else security_requirements(authentication.takes_api_keys)
 
     def exchange_middleware(
         app: ASGIApp,
@@ -207,7 +201,7 @@ def invocations_controller(
             request_max_body_size=agent.settings.max_body_bytes,
             operation_id="invoke",
             operation_class=invocation_operation(agent),
-            responses=errors,
+            responses=INVOCATION_ERRORS,
             security=security,
             middleware=[exchange_middleware],
         )
