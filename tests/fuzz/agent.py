@@ -9,7 +9,7 @@ from bedrock_agentcore.runtime import BedrockAgentCoreApp  # type: ignore[import
 app = BedrockAgentCoreApp()
 
 
-@app.entrypoint
+@app.entrypoint  # type: ignore[untyped-decorator]
 async def answer(payload: Any) -> Any:
     if isinstance(payload, dict) and payload.get("stream"):
         return events(payload)
@@ -21,7 +21,7 @@ async def events(payload: Any) -> Any:
         yield {"number": number, "payload": payload}
 
 
-@app.websocket
+@app.websocket  # type: ignore[untyped-decorator]
 async def converse(websocket: Any, context: Any) -> None:
     await websocket.accept()
     while True:
