@@ -212,7 +212,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         Args:
             coroutine: What to run; it handles its own errors.
             context: The context to run it in.
-            name: What people know it by.
+            name: Its name in the log.
 
         Returns:
             The task.
@@ -281,11 +281,6 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         else:
             self._ended = True
             self.stop()
-
-    @property
-    def turn_began(self) -> float:
-        """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
-        return self.turns.turn_began
 
     def runner(self) -> Runner:
         """What the loop runs in its present turn; asked from another thread, by the watchdog."""
@@ -372,7 +367,7 @@ class AgentLoop:
                 loop.thread = threading.Thread(target=loop.runs_forever, name=THREAD_NAME, daemon=True)
                 loop.thread.start()
                 threading.Thread(target=loop.wakes, name="agentcore-waker", daemon=True).start()
-                # Neither thread knows the app, so that one that nobody knows any more takes its threads along.
+                # Neither thread refers to the app, so that an app that is garbage takes its threads along.
                 weakref.finalize(self, _release, loop, watchdog).atexit = False
                 self._loop = loop
             return self._loop
@@ -383,7 +378,7 @@ class AgentLoop:
         Args:
             coroutine: What to run; it handles its own errors.
             context: The context to run it in.
-            name: What people know it by.
+            name: Its name in the log.
 
         Returns:
             Its task. To be cancelled on its loop.

@@ -80,7 +80,7 @@ class Execution:
         Args:
             coroutine: What to run; it handles its own errors.
             context: The context to run it in.
-            name: What people know it by.
+            name: Its name in the log.
 
         Returns:
             Its task. To be cancelled on its loop.
@@ -186,21 +186,21 @@ class HandlerCall:
     # -- On the loop that accepts requests
 
     def abandon(self) -> None:
-        """Let the handler run on unheard: its client has left."""
+        """Let the handler run on, and drop its outcome: its client has left."""
         if not self._outcome.done():
             self._outcome.set_result(None)
 
     def abandon_and_cancel(self) -> None:
-        """Cancel the handler where it can be, else let it run on unheard: its client has left."""
+        """Cancel the handler where it can be, else let it run on and drop its outcome: its client has left."""
         self.abandon()
         self.cancel()
 
     def cancel(self) -> None:
-        """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
+        """Cancel the handler, where it is an async one or has become one; a plain one runs on."""
         self._cancelled = True  # for a handler that has not begun, since its loop is held
         outcome = self._outcome
         if not outcome.cancel() and not outcome.cancelled() and isinstance(stream := outcome.result(), EventStream):
-            stream.close()  # whoever asked was cancelled before it could take it
+            stream.close()  # the task that asked was cancelled before it could take it
         if self._task is not None:
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
@@ -216,7 +216,7 @@ class HandlerCall:
         if not self._outcome.done():
             self._outcome.set_result(result)
         elif isinstance(result, EventStream):
-            result.close()  # whoever asked is gone
+            result.close()  # the task that asked was cancelled
 
     def _spawn_awaitable(self, value: Awaitable[Any], context: Context) -> None:
         """Go on with what plain code returned as an async handler does."""
@@ -257,8 +257,8 @@ class HandlerCall:
         try:
             result = self._result_of(await start())
         except BaseException as error:
-            unheard = isinstance(error, asyncio.CancelledError) and self._outcome.done()
-            result = None if unheard else self._observer.describe(error)
+            is_dropped = isinstance(error, asyncio.CancelledError) and self._outcome.done()
+            result = None if is_dropped else self._observer.describe(error)
         self._hand_over(result)
         if isinstance(result, AsyncEventStream):
             await result.iterate()
@@ -298,7 +298,7 @@ class HandlerCall:
             result.iterate()
 
     def _result_of(self, value: Any) -> Any:
-        """Encode what a handler returned, here on its side, where a large value holds nobody up."""
+        """Encode what a handler returned, here on its side, where a large value does not hold up the accepting loop."""
         try:
             if type(value) in _PLAIN_VALUES:
                 return encode(value)
@@ -322,7 +322,7 @@ class HandlerCall:
 
 
 class TaskWork:
-    """What one task does for a request, as what may be left behind; see :class:`running.HandlerWork`.
+    """What one task does for a request, as what may outlive its client; see :class:`running.HandlerWork`.
 
     Args:
         task: The task.

@@ -25,7 +25,7 @@ class _Worker:
 class ThreadPool:
     """A bounded number of threads that run calls at the same time, and a queue for the calls that find none free.
 
-    A call that waits for somebody else may be parked: another call then runs in its place.
+    A call that waits for a client may be parked: another call then runs in its place.
 
     The threads are daemons: a handler that never returns must not keep the process from ending, as one in a
     ``concurrent.futures.ThreadPoolExecutor`` would.
@@ -41,7 +41,7 @@ class ThreadPool:
         self._name = name
         self._park_limit = park_limit
         self._lock = threading.Lock()
-        self._free = size  # below 0 while calls that nobody waits for any more run besides
+        self._free = size  # below 0 while calls that are about to end run besides
         self._calls: deque[Callable[[], object]] = deque()
         self._returning: deque[threading.Lock] = deque()
         self._idle: list[_Worker] = []
