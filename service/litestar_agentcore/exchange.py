@@ -15,6 +15,7 @@ from litestar_agentcore.connections import agent_request
 from litestar_agentcore.debug_actions import debug_action
 from litestar_agentcore.disconnects import DisconnectWatcher
 from litestar_agentcore.errors import BrokenResponseError
+from litestar_agentcore.lost_connections import ClientSend, client_send
 from litestar_agentcore.protocol.context import current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders
 from litestar_agentcore.protocol.models import (
@@ -106,6 +107,7 @@ class InvocationExchange:
         token = enter_request(values, experiment)
         record = telemetry.invocation(scope, parent, request.host, request.user_agent)
         loop = asyncio.get_running_loop()
+        send = client_send(send)
         answer = Answer(scope, send, headers, record, values, agent.running, loop)
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)
@@ -130,6 +132,8 @@ class InvocationExchange:
                 ScopeState.from_scope(scope).response_started = True
             raise
         finally:
+            if isinstance(send, ClientSend) and send.lost:
+                record.leave()
             answer.end()
             record.end()
             current_request.reset(token)
