@@ -156,7 +156,7 @@ class InvocationExchange:
         )
         if body is None:
             logger.info("The client went away before its request was complete")
-            await answer.unheard()
+            await answer.close_without_client()
             return
         if self._debug and (action_answer := await debug_action(agent, body)) is not None:
             await answer.value(action_answer)
@@ -169,7 +169,7 @@ class InvocationExchange:
         admission = agent.admission
         if admission is not None and not await self._admit(admission, disconnects, receive, answer):
             logger.info("The client went away before there was a place for its invocation")
-            await answer.unheard()
+            await answer.close_without_client()
             return
         context = None
         if handler.context is not None:
@@ -185,7 +185,7 @@ class InvocationExchange:
             await self._answer_failure(outcome, scope, receive, answer)
         elif outcome is None:
             logger.info("The client went away before the handler had an answer for it")
-            await answer.unheard()
+            await answer.close_without_client()
         else:
             await self._respond(outcome, scope, receive, answer)
 
@@ -234,7 +234,7 @@ class InvocationExchange:
     ) -> Any:
         """What the handler comes to; ``None`` where the client leaves first.
 
-        The handler then runs on unheard, unless the settings have it cancelled.
+        The handler then runs on, and its outcome is dropped, unless the settings have it cancelled.
         """
         execution = self._agent.execution
         if not execution.has_room_for(handler):

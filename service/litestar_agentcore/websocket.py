@@ -163,7 +163,7 @@ class WebSocketConnection:
         return message
 
     async def _send_message(self, message: Message) -> None:
-        if (disconnect := self._disconnect) is not None:  # it is read ahead of the handler, which sends in vain
+        if (disconnect := self._disconnect) is not None:  # which is read before the handler asks for it
             raise ClientDisconnected(disconnect.get("code") or NO_STATUS, disconnect.get("reason") or "")
         if message["type"] == "websocket.accept":
             self._accepted = True
