@@ -193,7 +193,7 @@ def world() -> Iterator[World]:
         "AGENTCORE_SYNC_THREADS": "4",
         "AGENTCORE_MAX_CONCURRENT_PER_SESSION": "1",
         "AGENTCORE_QUEUE_SIZE": "2",  # of which one session has a half
-        "AGENTCORE_STREAM_IDLE_SECONDS": "10",  # for the reader who has stopped reading
+        "AGENTCORE_STREAM_IDLE_SECONDS": "4",  # for the reader who has stopped reading
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{refusing}",
         "OTEL_BSP_MAX_QUEUE_SIZE": "8",
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "8",
