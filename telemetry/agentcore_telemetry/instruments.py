@@ -61,6 +61,20 @@ Snapshot = dict[SeriesKey, SeriesValue]
 """The series of a process, or of several, at one moment."""
 
 
+LABEL_BYTES = 200
+"""How much of a label's value is kept where authors choose it, in bytes of UTF-8."""
+
+
+def truncated(text: str, size: int) -> bytes:
+    """The beginning of a text in UTF-8, cut between two characters; what cannot be encoded becomes ``?``.
+
+    Args:
+        text: The text.
+        size: The most bytes to keep.
+    """
+    return text.encode(errors="replace")[:size].decode(errors="ignore").encode()
+
+
 def merge(into: Snapshot, other: Snapshot, *, alive: bool = True) -> None:
     """Add what another process has counted.
 
@@ -456,8 +470,8 @@ class TaskMetrics(Instrument):
             trace_id: Its trace, where that is sampled.
         """
         with self.lock:
-            if name not in self.durations and not self._has_room(name):
-                name = "other"
+            if name not in self.durations:
+                name = self._label_of(name)
             histogram = self.durations.get(name)
             if histogram is None:
                 histogram = self.durations[name] = Histogram(self._bounds, TASK_DURATION, (name,))
@@ -469,10 +483,10 @@ class TaskMetrics(Instrument):
             finished.numbers[0] += 1
             histogram.observe(seconds, trace_id)
 
-    def _has_room(self, name: str) -> bool:
-        """Whether a name is one of the others', or can be added to them."""
+    def _label_of(self, name: str) -> str:
+        name = truncated(name, LABEL_BYTES).decode()
         known = self.durations.keys() | self._foreign
         if len(known - {"other"}) < self._max_names:  # once full, it stays so: no name is ever given up
             self._foreign = frozenset(self.foreign_names())
             known = self.durations.keys() | self._foreign
-        return name in known or len(known - {"other"}) < self._max_names
+        return name if name in known or len(known - {"other"}) < self._max_names else "other"
