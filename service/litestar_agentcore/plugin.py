@@ -154,17 +154,19 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
             logger.warning("Variables that are set and no longer mean anything: %s", ", ".join(self._retired))
             self._retired = []
         self.agent.start()
-        async with self._joined_workers():
-            shutdown = Shutdown(self.agent)
-            with shutdown.on_termination(), startup_objects_frozen() if shutdown.has_server else nullcontext():
-                try:
-                    yield
-                finally:
-                    self.agent.shutting_down = True
-                    await shutdown.finish()
-                    await leave_behind()
-                    await asyncio.to_thread(self.agent.stop)
-        self.agent.refuses_work = False  # who calls the application without a lifespan is welcome again
+        try:
+            async with self._joined_workers():
+                shutdown = Shutdown(self.agent)
+                with shutdown.on_termination(), startup_objects_frozen() if shutdown.has_server else nullcontext():
+                    try:
+                        yield
+                    finally:
+                        self.agent.shutting_down = True
+                        await shutdown.finish()
+                        await leave_behind()
+                        await asyncio.to_thread(self.agent.stop)
+        finally:
+            self.agent.refuses_work = False  # who calls the application without a lifespan is welcome again
 
     def _joined_workers(self) -> AbstractAsyncContextManager[None]:
         sockets = sockets_of_server()

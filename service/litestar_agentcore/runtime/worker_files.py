@@ -93,7 +93,12 @@ class WorkerFile:
                 os.posix_fallocate(self.descriptor, 0, FILE_BYTES)
             else:
                 os.write(self.descriptor, bytes(FILE_BYTES))
-            self._view = memoryview(mmap.mmap(self.descriptor, FILE_BYTES))
+            # Opened anew, for a mapping keeps a duplicate, with which a forked child would keep the lock as well.
+            mapped = os.open(new, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                self._view = memoryview(mmap.mmap(mapped, FILE_BYTES))
+            finally:
+                os.close(mapped)
             self._view[: len(MAGIC)] = MAGIC
             new.rename(path)
         except OSError:
