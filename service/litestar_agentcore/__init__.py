@@ -17,6 +17,10 @@ try:
     from litestar_agentcore.protocol.settings import Settings, SettingsError
     from litestar_agentcore.version import __version__
 finally:
+    if not gc.get_freeze_count():  # else they are the host program's
+        # To the oldest generation at once: the first collection would look at all of it, for another tenth.
+        gc.freeze()
+        gc.unfreeze()
     if _was_enabled:
         gc.enable()
 

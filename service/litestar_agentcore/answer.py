@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from agentcore_telemetry.recording import InvocationRecord
@@ -13,7 +13,7 @@ from litestar.types import Message, Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
 from litestar_agentcore.disconnects import DisconnectWatcher
-from litestar_agentcore.errors import author_exception_handler, headers_of, status_of
+from litestar_agentcore.errors import BrokenResponseError, author_exception_handler, headers_of, status_of
 from litestar_agentcore.gathered_writes import gather, writes_to_server
 from litestar_agentcore.protocol.context import RequestValues
 from litestar_agentcore.protocol.headers import response_headers
@@ -22,6 +22,10 @@ from litestar_agentcore.protocol.serialization import encode, encode_events
 from litestar_agentcore.runtime.failure import Failure, message_of
 from litestar_agentcore.runtime.running import Running
 from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream
+from litestar_agentcore.runtime.timeouts import StreamLimits, StreamTimer
+
+if TYPE_CHECKING:
+    from litestar_agentcore.runtime.admission import Place
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,9 @@ CLIENT_CLOSED_REQUEST = 499
 """What proxies (nginx first) log of a client that left before it had an answer. Nobody is there to read it."""
 
 _NO_CONTENT = frozenset({204, 205, 304})
+
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment (HTML Living Standard, 9.2.6, "Interpreting an event stream"), which is no event."""
 
 
 class ErrorResponse(msgspec.Struct, frozen=True):
@@ -64,7 +71,8 @@ class Answer(Running):
     """
 
     __slots__ = (
-        "_headers", "_iterated_here", "_running", "_scope", "_send", "finished", "record", "request_body", "started",
+        "_deadline", "_ended", "_headers", "_iterated_here", "_running", "_scope", "_send", "finished", "place",
+        "record", "request_body", "started", "timed_out",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +93,12 @@ class Answer(Running):
             self._headers += headers
         self._running = running
         self._iterated_here: EventStream | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._ended = False
+        self.place: Place | None = None
+        """The place that it holds or waits for, where invocations are limited."""
+        self.timed_out = False
+        """Whether it was ended, before its answer had begun, because its time was over."""
         self.record = record
         self.request_body: bytes | None = None
         """What came with the request, once it is complete."""
@@ -93,9 +107,16 @@ class Answer(Running):
         running.add(self)
 
     def end(self) -> None:
-        """List it no longer, unless its handler still runs."""
+        """List it no longer, and give its place up, unless its handler still runs."""
         if not self.is_left_behind:
-            self._running.discard(self)
+            self._stop_time()
+            self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._running.discard(self)
+        if self.place is not None:
+            self.place.release()
 
     def list_until(self, work: Any) -> None:
         """List it until its handler has ended: its client has left before that.
@@ -103,10 +124,42 @@ class Answer(Running):
         Args:
             work: The handler's call, or its stream.
         """
-        self.leave_behind(work, partial(self._running.discard, self))
+        self.leave_behind(work, self._end)
+
+    def limit_time(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        """Have it end, unless its answer has begun before.
+
+        Args:
+            loop: The loop that serves it.
+            seconds: How long it may take from now.
+        """
+        self._deadline = loop.call_later(seconds, self.time_out)
+
+    def _stop_time(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def time_out(self) -> None:
+        """End it, or what its handler still does: its time is over. On the loop that serves it."""
+        if self._ended or self.expired or self.timed_out:
+            return
+        if (work := self._left_behind) is not None:
+            logger.warning("The handler of a client that has left takes too long, and is cancelled")
+            work.cancel()
+        elif not self.started and self.task is not None:
+            self.timed_out = True
+            self.task.cancel()
+
+    def begin(self) -> None:
+        """Take note that the answer begins, which is the end of the time that it may take to do so."""
+        self.started = True
+        self._stop_time()
 
     def expire(self) -> None:
         """End it: the service's time to shut down is over."""
+        if self.timed_out and not self.is_left_behind:
+            return  # as is done already
         if self._iterated_here is None or self.is_left_behind:
             super().expire()
         else:
@@ -153,7 +206,7 @@ class Answer(Running):
     async def send(self, message: Message) -> None:
         """Send an ASGI message of somebody else's response."""
         if message["type"] == "http.response.start":
-            self.started = True
+            self.begin()
             self.record.status = message["status"]
             present = {name.lower() for name, _ in message.get("headers", ())}
             missing = [header for header in self._headers if header[0] not in present]
@@ -161,15 +214,22 @@ class Answer(Running):
         await self._send(message)
         self.finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
-    async def value(self, body: bytes, status: int = 200, headers: list[RawHeader] | None = None) -> None:
+    async def value(
+        self,
+        body: bytes,
+        status: int = 200,
+        headers: list[RawHeader] | None = None,
+        before_end: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
         """Answer with one JSON document.
 
         Args:
             body: The document.
             status: The HTTP status.
             headers: Headers besides its own.
+            before_end: Awaited when the whole answer is on its way and the connection is not yet free, or closed.
         """
-        self.started = True
+        self.begin()
         self.record.status = status
         if status in _NO_CONTENT:
             body = b""
@@ -180,10 +240,13 @@ class Answer(Running):
         gathered = gather(send, len(body))
         try:
             await send({"type": "http.response.start", "status": status, "headers": own})
-            await send({"type": "http.response.body", "body": body, "more_body": False})
+            await send({"type": "http.response.body", "body": body, "more_body": before_end is not None})
         finally:
             if gathered is not None:
                 gathered.pass_on()
+        if before_end is not None:
+            await before_end()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def unheard(self) -> None:
         """End an exchange whose client has left, with the answer that a middleware around it may insist on."""
@@ -194,14 +257,23 @@ class Answer(Running):
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def stream(
-        self, stream: EventStream, disconnects: DisconnectWatcher, receive: Receive, *, iterate_here: bool
+        self,
+        stream: EventStream,
+        disconnects: DisconnectWatcher,
+        receive: Receive,
+        limits: StreamLimits | None,
+        *,
+        iterate_here: bool,
     ) -> None:
-        """Answer with events, until the last one or until the client goes away.
+        """Answer with events, until the last one, until its time is over, or until the client goes away.
+
+        In a silence, comments are sent between the events. They are no events: nothing counts or names them.
 
         Args:
             stream: The events.
             disconnects: Tells whether the client leaves.
             receive: Receives from the client.
+            limits: How long it may take, and be silent.
             iterate_here: Whether this task, which ran the handler, is to iterate its generator too.
         """
         record = self.record
@@ -214,34 +286,45 @@ class Answer(Running):
                 record.left = True
                 stream.close()
 
+        loop = disconnects.callbacks.loop
+        sender = self.task
+        timer = None
+        if limits is not None:
+            timer = StreamTimer(limits, loop, monotonic() - self.began, stream.wake, lambda: sender and sender.cancel())
         disconnects.watch(self, receive, close)
         try:
             if iterate_here and isinstance(stream, AsyncEventStream):
                 self._iterated_here = stream
-                sender = disconnects.callbacks.loop.create_task(self._send_events(stream))
+                sender = loop.create_task(self._send_events(stream, timer))
                 await stream.iterate()
                 await sender
                 if self.expired:
                     await self._end_expired_stream()
             else:
-                await self._send_events(stream)
+                await self._send_events(stream, timer)
         except OSError:  # the ASGI specification, 2.4, has ``send`` raise it where the client is gone
             record.left = True
             logger.info("The client went away while its stream was running")
         except asyncio.CancelledError:
+            if timer is not None and timer.is_cut:
+                self.resume()
+                record.interrupt("timeout")
+                raise BrokenResponseError("the client does not read the end of a stream whose time is over") from None
             if self.expired:
                 self.resume()
                 await self._end_expired_stream()
             raise
         finally:
+            if timer is not None:
+                timer.stop()
             disconnects.unwatch(self)
             if not stream.ended:
                 self.list_until(stream)
 
-    async def _send_events(self, stream: EventStream) -> None:
+    async def _send_events(self, stream: EventStream, timer: StreamTimer | None) -> None:
         send, record = self._send, self.record
         try:
-            self.started = True
+            self.begin()
             await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *self._headers]})
             if not writes_to_server(send):  # compression holds the head back until it has seen something of the body
                 if self._scope["litestar_app"].compression_config is not None:
@@ -252,6 +335,16 @@ class Answer(Running):
             while more:
                 events, count = await stream.take()
                 more = count > 0 and not stream.ended
+                if timer is not None:
+                    if count:
+                        timer.active_at = timer.time()
+                    if timer.end is not None:
+                        if more or not stream.is_over:  # else it has ended by itself
+                            record.interrupt("timeout")
+                            events += encode_events([encode(timer.end)])
+                        more = False
+                    elif not count and not stream.is_over:
+                        events, more = KEEP_ALIVE, True
                 if not more and self.expired:
                     return  # with a last event that says why
                 await send({"type": "http.response.body", "body": events, "more_body": more})
@@ -262,6 +355,7 @@ class Answer(Running):
 
     async def _end_expired_stream(self) -> None:
         """End a stream cleanly, with one last event that says why: the service ends, and has waited long enough."""
+        self.record.interrupt("cancelled")
         event = encode_events([encode(StreamError(shutting_down().error, "ShuttingDown"))])
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

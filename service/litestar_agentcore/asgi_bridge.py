@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeAlias
 
 from litestar_agentcore.runtime.callbacks import CallbackQueue, callbacks_of
@@ -185,6 +186,7 @@ async def serve_on_agent_loop(
     function: Callable[[Receive, Send], Coroutine[Any, Any, None]],
     receive: Receive,
     send: Send,
+    on_task: Callable[["asyncio.Task[None]"], object] | None = None,
 ) -> BaseException | None:
     """Run an async function where async handler code runs, while it receives and sends here.
 
@@ -194,6 +196,7 @@ async def serve_on_agent_loop(
         function: What to run. It is called with the ASGI functions that it is to use.
         receive: The ASGI receive function of this loop.
         send: The ASGI send function of this loop.
+        on_task: Called with the task that runs it, which may outlive a cancelled call.
 
     Returns:
         What it raised, if anything.
@@ -213,12 +216,14 @@ async def serve_on_agent_loop(
         callbacks.call_soon(_settle, outcome, error)
 
     task = execution.spawn(run(), copy_context(), name)
+    if on_task is not None:
+        on_task(task)
     try:
         error = await outcome
     except asyncio.CancelledError:
         loop = task.get_loop()
         # A turn later: what was received before, that the client has left above all, reaches the function first.
-        loop.call_soon_threadsafe(loop.call_soon, task.cancel)
+        loop.call_soon_threadsafe(partial(loop.call_soon, task.cancel))
         if bridge is not None:
             await bridge.close(wait=False)
         raise

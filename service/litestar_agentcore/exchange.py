@@ -17,24 +17,58 @@ from litestar_agentcore.disconnects import DisconnectWatcher
 from litestar_agentcore.errors import BrokenResponseError
 from litestar_agentcore.protocol.context import current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders
-from litestar_agentcore.protocol.models import ErrorAnswer, Refusal, shutting_down
+from litestar_agentcore.protocol.models import (
+    ErrorAnswer,
+    Refusal,
+    shutting_down,
+    timed_out,
+    too_many_invocations,
+    too_slow_body,
+)
 from litestar_agentcore.protocol.serialization import decode_body, encode
-from litestar_agentcore.request_body import keep_body, read_body
+from litestar_agentcore.request_body import discard_body, keep_body, read_body
 from litestar_agentcore.responses import as_responder
+from litestar_agentcore.runtime.admission import Admission
 from litestar_agentcore.runtime.agent import Agent
 from litestar_agentcore.runtime.callbacks import callbacks_of
-from litestar_agentcore.runtime.execution import HandlerCall
+from litestar_agentcore.runtime.execution import HandlerCall, TaskWork
 from litestar_agentcore.runtime.failure import Failure, message_of
 from litestar_agentcore.runtime.handler import Handler
 from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream
+from litestar_agentcore.runtime.timeouts import StreamLimits, TimeoutQueue
 
 if TYPE_CHECKING:
     from litestar import Response
 
 logger = logging.getLogger(__name__)
 
-_CLOSING_STATUSES = frozenset({413, 503})
+_CLOSING_STATUSES = frozenset({408, 413, 503})
 """With these, the client had better ask elsewhere, or on another connection."""
+
+_REJECTED_STATUSES = frozenset({429, 503})
+
+_MOMENT_SECONDS = 0.02
+"""How long the body of an invocation that is refused unread may take to come before its connection is closed: clients
+send head and body one after the other."""
+
+_LINGER_SECONDS = 2.0
+"""How long a client that is answered while it still sends its body may go on: it might not read the answer before."""
+
+
+class _Clients:
+    """The clients that one loop serves.
+
+    Args:
+        loop: The loop.
+        body_idle_seconds: How long a body may make no progress; 0 for any time.
+    """
+
+    __slots__ = ("bodies", "disconnects", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, body_idle_seconds: float) -> None:
+        self.loop = loop
+        self.disconnects = DisconnectWatcher(callbacks_of(loop))
+        self.bodies = TimeoutQueue(loop, body_idle_seconds) if body_idle_seconds else None
 
 
 class InvocationExchange:
@@ -48,7 +82,12 @@ class InvocationExchange:
     def __init__(self, agent: Agent, debug: bool) -> None:
         self._agent = agent
         self._debug = debug
-        self._disconnects: DisconnectWatcher | None = None
+        settings = agent.settings
+        self._stream_limits = StreamLimits.of(settings)
+        self._invocation_seconds = settings.invocation_timeout_seconds
+        self._body_idle_seconds = settings.body_idle_seconds
+        self._cancels_left = settings.cancel_on_disconnect
+        self._clients: _Clients | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, headers: Sequence[RawHeader] = ()) -> None:
         """Serve one invocation.
@@ -68,21 +107,24 @@ class InvocationExchange:
         record = telemetry.invocation(scope, parent, request.host, request.user_agent)
         loop = asyncio.get_running_loop()
         answer = Answer(scope, send, headers, record, values, agent.running, loop)
+        if self._invocation_seconds:
+            answer.limit_time(loop, self._invocation_seconds)
         try:
             try:
-                await self._invoke(request, scope, receive, answer, self._disconnects_of(loop))
+                await self._invoke(request, scope, receive, answer, self._clients_of(loop))
             except Refusal as refused:
-                logger.warning("The invocation was refused with status %d: %s", refused.status, refused.reason)
-                record.rejected = refused.status == 503
-                closing = [CLOSE] if refused.status in _CLOSING_STATUSES else None
-                await answer.value(encode(refused.answer), refused.status, closing)
+                await self._refuse(refused, request, scope, receive, answer)
             except asyncio.CancelledError:
-                if not answer.expired:
+                if answer.timed_out:
+                    answer.resume()
+                    await self._time_out(request, scope, receive, answer)
+                elif answer.expired:
+                    answer.resume()
+                    await self._expire(answer)
+                else:
                     raise
-                answer.resume()
-                await self._expire(answer)
         except BaseException as error:
-            if record.error is None:
+            if record.error is None and record.interrupted is None:
                 record.fail(error)
             if answer.started:  # which keeps Litestar from answering a second time
                 ScopeState.from_scope(scope).response_started = True
@@ -92,11 +134,11 @@ class InvocationExchange:
             record.end()
             current_request.reset(token)
 
-    def _disconnects_of(self, loop: asyncio.AbstractEventLoop) -> DisconnectWatcher:
-        disconnects = self._disconnects
-        if disconnects is None or disconnects.callbacks.loop is not loop:
-            disconnects = self._disconnects = DisconnectWatcher(callbacks_of(loop))
-        return disconnects
+    def _clients_of(self, loop: asyncio.AbstractEventLoop) -> "_Clients":
+        clients = self._clients
+        if clients is None or clients.loop is not loop:
+            clients = self._clients = _Clients(loop, self._body_idle_seconds)
+        return clients
 
     async def _invoke(
         self,
@@ -104,14 +146,14 @@ class InvocationExchange:
         scope: Scope,
         receive: Receive,
         answer: Answer,
-        disconnects: DisconnectWatcher,
+        clients: "_Clients",
     ) -> None:
         agent = self._agent
-        if request.refusal is not None:
-            raise request.refusal
-        if agent.refuses_work:
-            raise shutting_down()
-        body = answer.request_body = await read_body(request, scope, receive, agent.settings.max_body_bytes)
+        disconnects = clients.disconnects
+        self._check(request)
+        body = answer.request_body = await read_body(
+            request, scope, receive, agent.settings.max_body_bytes, clients.bodies, answer
+        )
         if body is None:
             logger.info("The client went away before its request was complete")
             await answer.unheard()
@@ -124,6 +166,11 @@ class InvocationExchange:
             decode_body(body)
             raise Refusal(500, "No entrypoint defined")
         payload = decode_body(body) if handler.decode is None else body
+        admission = agent.admission
+        if admission is not None and not await self._admit(admission, disconnects, receive, answer):
+            logger.info("The client went away before there was a place for its invocation")
+            await answer.unheard()
+            return
         context = None
         if handler.context is not None:
             keep_body(scope, body)
@@ -133,7 +180,7 @@ class InvocationExchange:
             await answer.value(outcome)
         elif isinstance(outcome, EventStream):
             here = agent.execution.runs_here(handler)
-            await answer.stream(outcome, disconnects, receive, iterate_here=here)
+            await answer.stream(outcome, disconnects, receive, self._stream_limits, iterate_here=here)
         elif isinstance(outcome, Failure):
             await self._answer_failure(outcome, scope, receive, answer)
         elif outcome is None:
@@ -141,6 +188,40 @@ class InvocationExchange:
             await answer.unheard()
         else:
             await self._respond(outcome, scope, receive, answer)
+
+    def _check(self, request: RequestHeaders) -> None:
+        """Raise the refusal of a request whose body need not be read for that."""
+        if request.refusal is not None:
+            raise request.refusal
+        agent = self._agent
+        if agent.refuses_work:
+            raise shutting_down()
+        admission = agent.admission
+        # Debug actions are never refused, and whether this is one is only known when the body is.
+        if admission is not None and not self._debug and admission.is_full(request.values.session_id):
+            raise too_many_invocations(admission.retry_after)
+
+    async def _admit(
+        self, admission: Admission, disconnects: DisconnectWatcher, receive: Receive, answer: Answer
+    ) -> bool:
+        """Take a place, or wait for one. False where the client leaves before there is one.
+
+        Raises:
+            Refusal: There is none, and none came free in time (status 429).
+        """
+        place = answer.place = admission.enter(answer.values.session_id, disconnects.callbacks.loop)
+        if place is None:
+            raise too_many_invocations(admission.retry_after)
+        if place.held:
+            return True
+        disconnects.watch(answer, receive, place.release)
+        try:
+            held = await place.wait()
+        finally:
+            disconnects.unwatch(answer)
+        if place.timed_out:
+            raise too_many_invocations(admission.retry_after)
+        return held
 
     async def _outcome(
         self,
@@ -151,15 +232,23 @@ class InvocationExchange:
         receive: Receive,
         answer: Answer,
     ) -> Any:
-        """What the handler comes to; ``None`` where the client leaves first. The handler then runs on unheard."""
+        """What the handler comes to; ``None`` where the client leaves first.
+
+        The handler then runs on unheard, unless the settings have it cancelled.
+        """
         execution = self._agent.execution
         if not execution.has_room_for(handler):
             raise Refusal(503, "Service busy", "Every thread is taken by a stream whose client reads slowly")
         call = HandlerCall(execution, handler, payload, context, disconnects.callbacks, answer)
         here = execution.runs_here(handler)
-        disconnects.watch(answer, receive, answer.record.leave if here else call.abandon)
+        left = call.abandon_and_cancel if self._cancels_left else call.abandon
+        disconnects.watch(answer, receive, answer.record.leave if here else left)
         try:
             outcome = await (call.run_here() if here else call.run())
+        except asyncio.CancelledError:
+            if not here:
+                answer.list_until(call)
+            raise
         finally:
             disconnects.unwatch(answer)
         if outcome is None:
@@ -172,9 +261,39 @@ class InvocationExchange:
             return None
         return outcome
 
+    async def _refuse(
+        self, refused: Refusal, request: RequestHeaders, scope: Scope, receive: Receive, answer: Answer
+    ) -> None:
+        answer.begin()
+        status = refused.status
+        logger.warning("The invocation was refused with status %d: %s", status, refused.reason)
+        answer.record.rejected = status in _REJECTED_STATUSES
+        headers = list(refused.headers)
+        before_end = None
+        unread = status in {408, 429} and answer.request_body is None
+        if unread:
+            answer.end()  # there is nothing to wait for, nor to cancel
+        if unread and status == 429 and not request.expects:  # who expects a 100 has not begun to send
+            unread = not await discard_body(scope, receive, _MOMENT_SECONDS)
+        if unread or status in _CLOSING_STATUSES:
+            headers.append(CLOSE)
+        if unread and not request.expects:
+            before_end = partial(discard_body, scope, receive, _LINGER_SECONDS)
+        await answer.value(encode(refused.answer), status, headers, before_end)
+
+    async def _time_out(self, request: RequestHeaders, scope: Scope, receive: Receive, answer: Answer) -> None:
+        """Tell a client that its body, or the handler, took too long."""
+        if answer.request_body is None:
+            await self._refuse(too_slow_body(), request, scope, receive, answer)
+            return
+        answer.record.interrupt("timeout")
+        refusal = timed_out(self._invocation_seconds)
+        logger.warning("The invocation took longer than %g s, and is cancelled", self._invocation_seconds)
+        await answer.value(encode(refusal.answer), refusal.status)
+
     async def _expire(self, answer: Answer) -> None:
         """Tell a client whose invocation was cancelled because the service ends, where that still can be told."""
-        answer.record.expired = True
+        answer.record.interrupt("cancelled")
         if not answer.started:
             refusal = shutting_down()
             await answer.value(encode(refusal.answer), refusal.status, [CLOSE])
@@ -197,6 +316,7 @@ class InvocationExchange:
         """Send a response that the author made, from the agent's loop: its code is the author's."""
         keep_body(scope, answer.request_body)
         message: str | None = None
+        tasks: list[asyncio.Task[None]] = []
 
         async def respond(receive: Receive, send: Send) -> None:
             nonlocal message
@@ -218,7 +338,13 @@ class InvocationExchange:
 
         handler = self._agent.entrypoint
         name = handler.name if handler is not None else "a response"
-        error = await serve_on_agent_loop(self._agent.execution, name, respond, watched_receive, answer.send)
+        execution = self._agent.execution
+        try:
+            error = await serve_on_agent_loop(execution, name, respond, watched_receive, answer.send, tasks.append)
+        except asyncio.CancelledError:
+            for task in tasks:
+                answer.list_until(TaskWork(task))
+            raise
         if error is None:
             return
         if answer.started:

@@ -30,14 +30,22 @@ from litestar_agentcore.runtime.agent import Agent
 if TYPE_CHECKING:
     from litestar._openapi.schema_generation import SchemaCreator
 
+
+def _error(description: str) -> ResponseSpec:
+    return ResponseSpec(ErrorAnswer, generate_examples=False, description=description)
+
+
 INVOCATION_ERRORS = {
-    400: ResponseSpec(
-        ErrorAnswer,
-        generate_examples=False,
-        description="The body is not JSON in UTF-8, does not fit the payload type, or an id is malformed",
-    ),
-    413: ResponseSpec(ErrorAnswer, generate_examples=False, description="The body is larger than the limit"),
-    500: ResponseSpec(ErrorAnswer, generate_examples=False, description="The handler raised"),
+    400: _error("The body is not JSON in UTF-8, does not fit the payload type, or an id is malformed"),
+    401: _error("The caller has not shown who it is"),
+    403: _error("The caller may not invoke this agent"),
+    408: _error("The body of the request made no progress, or took longer than the invocation may"),
+    413: _error("The body is larger than the limit"),
+    429: _error("Too many invocations run, and no more may wait"),
+    431: _error("The headers of the request are too many or too large"),
+    500: _error("The handler raised"),
+    503: _error("The service is shutting down, or has no thread for the handler"),
+    504: _error("The handler took longer than an invocation may"),
 }
 
 _ID_SCHEMA = Schema(type=OpenAPIType.STRING, min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")
@@ -74,6 +82,11 @@ _RESPONSE_HEADERS = {
     headers.REQUEST_ID: OpenAPIHeader(schema=_ID_SCHEMA, description="The id of the request", required=True),
     headers.SESSION_ID: OpenAPIHeader(schema=_ID_SCHEMA, description="The id of the session, where there is one"),
 }
+_RETRY_AFTER = OpenAPIHeader(
+    schema=Schema(type=OpenAPIType.INTEGER, minimum=1),
+    description="After how many seconds to try again",
+    required=True,
+)
 
 
 def invocation_operation(agent: Agent) -> type[Operation]:
@@ -102,7 +115,8 @@ def invocation_operation(agent: Agent) -> type[Operation]:
                     "application/json": OpenAPIMediaType(schema=Schema(description="The handler's answer, as JSON")),
                     "text/event-stream": OpenAPIMediaType(
                         schema=Schema(
-                            description="One server-sent event for each value: `data: <json>` and a blank line",
+                            description="One server-sent event for each value: `data: <json>` and a blank line. "
+                            "In a silence, comments (`: keep-alive`) come between them, which are no events",
                         )
                     ),
                 },
@@ -111,6 +125,9 @@ def invocation_operation(agent: Agent) -> type[Operation]:
                 description="The handler raised an HTTP exception: its status and its detail",
                 content={"application/json": OpenAPIMediaType(schema=_ERROR_SCHEMA)},
             )
+            refused = responses.get("429")
+            if isinstance(refused, OpenAPIResponse):
+                refused.headers = {**(refused.headers or {}), "Retry-After": _RETRY_AFTER}
             for response in responses.values():
                 if isinstance(response, OpenAPIResponse):
                     response.headers = {**(response.headers or {}), **_RESPONSE_HEADERS}

@@ -11,10 +11,12 @@ from litestar.types import Message, Receive, ReceiveMessage, Send
 from litestar_agentcore.asgi_bridge import serve_on_agent_loop
 from litestar_agentcore.connections import NO_STATUS, ClientDisconnected, agent_websocket
 from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
-from litestar_agentcore.protocol.headers import response_headers
+from litestar_agentcore.protocol.headers import RequestHeaders, response_headers
 from litestar_agentcore.protocol.models import Refusal, shutting_down
 from litestar_agentcore.protocol.serialization import encode
+from litestar_agentcore.runtime.admission import Place
 from litestar_agentcore.runtime.agent import Agent, WebSocketHandler
+from litestar_agentcore.runtime.execution import TaskWork
 from litestar_agentcore.runtime.handler import name_of
 from litestar_agentcore.runtime.running import Running
 
@@ -46,6 +48,8 @@ class WebSocketConnection:
         self._accepted = False
         self._closed = False
         self._client_left = False
+        self._task: asyncio.Task[None] | None = None
+        """The handler's, once it has one."""
         self._disconnect: Any = None
         """The last message, once the client has left."""
         self._status = 403
@@ -54,7 +58,6 @@ class WebSocketConnection:
     async def serve(self) -> None:
         """Serve the connection until it is closed."""
         agent = self._agent
-        telemetry = agent.telemetry
         request = agent.headers.read(self._scope["headers"])
         values = request.values
         if request.refusal is not None:
@@ -63,6 +66,21 @@ class WebSocketConnection:
         if agent.refuses_work:
             await self._refuse(values, shutting_down())
             return
+        place = None
+        if (admission := agent.websocket_admission) is not None:
+            place = admission.enter(None, asyncio.get_running_loop())
+            if place is None:
+                await self._refuse(values, Refusal(503, "Too many WebSockets", headers=[(b"retry-after", b"1")]))
+                return
+        try:
+            await self._serve(request)
+        finally:
+            if place is not None:
+                self._release_when_ended(place)
+
+    async def _serve(self, request: RequestHeaders) -> None:
+        agent, values = self._agent, request.values
+        telemetry = agent.telemetry
         parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
         self._record = record = telemetry.websocket(self._scope, parent, request.host, request.user_agent)
@@ -80,6 +98,16 @@ class WebSocketConnection:
             record.end(101 if self._accepted else self._status)
             current_request.reset(token)
 
+    def _release_when_ended(self, place: Place) -> None:
+        """Give up a place when the handler's code has ended, which it may not have where it was cancelled."""
+        if self._task is None:
+            place.release()
+        else:
+            TaskWork(self._task).when_ended(place.release)
+
+    def _note_task(self, task: "asyncio.Task[None]") -> None:
+        self._task = task
+
     async def _converse(self, values: RequestValues) -> None:
         handler = self._agent.websocket_handler
         if handler is None:
@@ -91,7 +119,7 @@ class WebSocketConnection:
             await self._run(handler, values, receive, send)
 
         error = await serve_on_agent_loop(
-            self._agent.execution, name_of(handler), run, self._receive_message, self._send_message
+            self._agent.execution, name_of(handler), run, self._receive_message, self._send_message, self._note_task
         )
         if error is None:
             await self._close(NORMAL_CLOSURE)
@@ -171,6 +199,7 @@ class WebSocketConnection:
         ids = response_headers(values.request_id or "", values.session_id)
         body = encode(refusal.answer)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *ids]
+        headers += refusal.headers
         start: Any = {"type": "websocket.http.response.start", "status": refusal.status, "headers": headers}
         await self._send(start)
         end: Any = {"type": "websocket.http.response.body", "body": body, "more_body": False}

@@ -231,6 +231,9 @@ class ScrapeCallbacks:
     sync_queue_length: Callable[[], int]
     """How many plain invocations wait for a thread."""
 
+    invocations_waiting: Callable[[], int] = lambda: 0
+    """How many invocations wait for a place."""
+
     spans_dropped: Callable[[], int] = lambda: 0
     """How many spans never reached the tracing backend."""
 

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from agentcore_telemetry.instruments import (
     CallbackMetric,
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 Mode = Literal["unary", "stream"]
-Outcome = Literal["ok", "client_error", "server_error", "disconnected", "rejected", "timeout"]
+Outcome = Literal["ok", "client_error", "server_error", "disconnected", "rejected", "timeout", "cancelled"]
+"""How an invocation ended. ``timeout``: its time was over; ``cancelled``: by a shutdown, or with its session."""
+
 TaskOutcome = Literal["completed", "failed", "lost"]
 
 MODES: tuple[Mode, ...] = ("unary", "stream")
-OUTCOMES: tuple[Outcome, ...] = ("ok", "client_error", "server_error", "disconnected", "rejected", "timeout")
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 TASK_OUTCOMES: tuple[TaskOutcome, ...] = ("completed", "failed", "lost")
 
 MAX_TASK_NAMES = 100
@@ -142,6 +144,12 @@ class AgentMetrics:
                     aggregation="sum",
                 ),
                 lambda: callbacks.sync_queue_length(),
+            ),
+            CallbackMetric(
+                Metric(
+                    "agentcore_invocations_waiting", "gauge", "Invocations that wait for a place.", aggregation="sum"
+                ),
+                lambda: callbacks.invocations_waiting(),
             ),
             CallbackMetric(
                 Metric("agentcore_spans_dropped", "counter", "Spans that never reached the backend."),

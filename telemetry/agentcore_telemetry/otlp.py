@@ -91,11 +91,20 @@ def _value(value: Any) -> bytes:
 
 def _pair(key: str, value: Any) -> bytes:
     if type(value) is str:
-        text = value.encode()
-        content = _varint(len(text)) + text
-        return _key(key) + _varint(len(content) + 1) + b"\x0a" + content
+        return _text_pair(key, value) if len(value) <= _LONGEST_REMEMBERED else _encode_text_pair(key, value)
     encoded = _value(value)
     return _key(key) + _varint(len(encoded)) + encoded
+
+
+def _encode_text_pair(key: str, text: str) -> bytes:
+    encoded = text.encode()
+    content = _varint(len(encoded)) + encoded
+    return _key(key) + _varint(len(content) + 1) + b"\x0a" + content
+
+
+_LONGEST_REMEMBERED = 255
+# Most attributes of a request's span are those of the one before.
+_text_pair = lru_cache(maxsize=1024)(_encode_text_pair)
 
 
 def _attributes(tag: bytes, attributes: Mapping[str, Any] | None) -> list[bytes]:

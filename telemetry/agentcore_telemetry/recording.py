@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -19,6 +19,9 @@ from agentcore_telemetry.tracing import RequestAttributes, Tracing
 
 Scope = Mapping[str, Any]
 """An ASGI connection scope."""
+
+Interruption = Literal["timeout", "cancelled"]
+"""The outcomes of what the service itself ends."""
 
 _NO_ATTRIBUTES: dict[str, str] = {}
 _SERVER_ERROR = 500
@@ -196,7 +199,7 @@ class _ServerRecord:
 class InvocationRecord(_ServerRecord):
     """One invocation, from its request to the last byte of its answer."""
 
-    __slots__ = ("_began", "_chunks", "expired", "left", "mode", "rejected", "status")
+    __slots__ = ("_began", "_chunks", "interrupted", "left", "mode", "rejected", "status")
 
     name, method, route = "POST /invocations", "POST", "/invocations"
 
@@ -212,14 +215,23 @@ class InvocationRecord(_ServerRecord):
         """Whether the client went away before the end."""
         self.rejected = False
         """Whether the service would not take it."""
-        self.expired = False
-        """Whether it was cancelled because it took too long."""
+        self.interrupted: Interruption | None = None
+        """Why the service ended it before it had come to its end, where it did."""
         telemetry.metrics.invocations.begin()
         super().__init__(telemetry, scope, parent, host, user_agent)
 
     def leave(self) -> None:
         """Take note that the client went away."""
         self.left = True
+
+    def interrupt(self, reason: "Interruption") -> None:
+        """Take note that the service ends it, unless the client has left before.
+
+        Args:
+            reason: ``timeout`` where its time was over; ``cancelled`` where the service, or its session, ends.
+        """
+        if not self.left and self.interrupted is None:
+            self.interrupted = reason
 
     def chunks(self, count: int) -> None:
         """Take note of events that were sent.
@@ -246,16 +258,17 @@ class InvocationRecord(_ServerRecord):
         self._telemetry.metrics.invocations.end(self.mode, outcome, seconds, trace_id)
         if self._span is trace.INVALID_SPAN:
             return
-        if self._recorded and self.expired and self.error is None and self.status == _OK:
-            self._note("error.type", "timeout")  # the status was sent before it was known how this would end
-            self._span.set_status(Status(StatusCode.ERROR, "timeout"))
+        reason = self.interrupted
+        if self._recorded and reason is not None and self.error is None and self.status == _OK:
+            self._note("error.type", reason)  # the status was sent before it was known how this would end
+            self._span.set_status(Status(StatusCode.ERROR, reason))
         self._close(self.status)
 
     def _outcome(self) -> Outcome:
+        if self.interrupted is not None:
+            return self.interrupted
         if self.left:
             return "disconnected"
-        if self.expired:
-            return "timeout"
         if self.rejected:
             return "rejected"
         if self.status is None or self.status >= _SERVER_ERROR:

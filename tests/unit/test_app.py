@@ -1,6 +1,8 @@
 """``BedrockAgentCoreApp``: a ``litestar.Litestar`` that serves an agent."""
 
 import logging
+import subprocess
+import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -511,3 +513,29 @@ def test_what_is_to_be_used_in_the_place_of_mount_and_add_route_works(app: Bedro
         assert client.get("/own").text == "own"
         with client.websocket_connect("/talk") as conversation:
             assert conversation.receive_text(timeout=60) == "hi"
+
+
+IMPORT = """
+import gc
+{before}
+import litestar_agentcore
+print(gc.get_count()[1] == 0, gc.isenabled(), gc.get_freeze_count() > 0)
+"""
+
+
+class TestImporting:
+    """Garbage is not collected while the package is imported, nor as soon as that is done; else all is as it was."""
+
+    @pytest.mark.parametrize(
+        ("before", "printed"),
+        [
+            ("gc.collect(0)", "True True False"),
+            ("gc.disable()", "True False False"),
+            ("gc.freeze()", "False True True"),
+        ],
+        ids=["as usual", "disabled by the host", "frozen by the host"],
+    )
+    def test_the_garbage_collector_is_left_as_it_was(self, before: str, printed: str) -> None:
+        program = IMPORT.format(before=before)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert done.stdout.strip() == printed, done.stderr

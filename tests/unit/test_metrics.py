@@ -41,6 +41,7 @@ METRICS: dict[str, tuple[str, set[str]]] = {
     "agentcore_invocation_duration_seconds": ("histogram", {"mode"}),
     "agentcore_time_to_first_chunk_seconds": ("histogram", set()),
     "agentcore_invocations_in_progress": ("gauge", set()),
+    "agentcore_invocations_waiting": ("gauge", set()),
     "agentcore_stream_chunks": ("counter", set()),
     "agentcore_websocket_connections": ("gauge", set()),
     "agentcore_async_tasks": ("counter", {"name", "outcome"}),
@@ -53,6 +54,8 @@ METRICS: dict[str, tuple[str, set[str]]] = {
     "agentcore_build_info": ("gauge", {"version", "python_version"}),
 }
 """Each metric of the service with its type and labels; the samples of a counter are called ``_total`` besides."""
+
+OUTCOMES = ["ok", "client_error", "server_error", "disconnected", "rejected", "timeout", "cancelled"]
 
 OF_THE_PROCESS = [
     "process_cpu_seconds_total",
@@ -132,7 +135,7 @@ def test_a_metric_has_no_other_labels(app: BedrockAgentCoreApp, client: Client, 
 
 
 @pytest.mark.parametrize("mode", ["unary", "stream"])
-@pytest.mark.parametrize("outcome", ["ok", "client_error", "server_error", "disconnected", "rejected", "timeout"])
+@pytest.mark.parametrize("outcome", OUTCOMES)
 def test_each_mode_and_outcome_is_counted_from_zero(client: Client, mode: str, outcome: str) -> None:
     assert value(client, "agentcore_invocations_total", mode=mode, outcome=outcome) == 0
 
@@ -147,6 +150,7 @@ def test_the_duration_of_each_mode_is_observed_from_none(client: Client, mode: s
     [
         "agentcore_active_tasks",
         "agentcore_invocations_in_progress",
+        "agentcore_invocations_waiting",
         "agentcore_stream_chunks_total",
         "agentcore_websocket_connections",
         "agentcore_time_to_first_chunk_seconds_count",

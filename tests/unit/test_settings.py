@@ -13,6 +13,17 @@ VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_HANDLER_ISOLATION", "isolated", "inline", "inline", ["none", "in line"]),
     ("AGENTCORE_STALL_SECONDS", 0.1, "0.5", 0.5, ["0", "-1", "nan", "soon"]),
     ("AGENTCORE_SHUTDOWN_GRACE_SECONDS", 30, "3600", 3600, ["-1", "nan", "soon"]),
+    ("AGENTCORE_MAX_CONCURRENT_INVOCATIONS", None, "1", 1, ["0", "-1", "1.5", "none", "null", "many"]),
+    ("AGENTCORE_MAX_CONCURRENT_PER_SESSION", None, "2", 2, ["0", "-1", "1.5", "none", "null", "many"]),
+    ("AGENTCORE_QUEUE_SIZE", 100, "0", 0, ["-1", "1.5", "none"]),
+    ("AGENTCORE_QUEUE_TIMEOUT_SECONDS", 10, "0", 0, ["-1", "nan", "1e999", "soon"]),
+    ("AGENTCORE_MAX_WEBSOCKETS", None, "1", 1, ["0", "-1", "1.5", "none", "null"]),
+    ("AGENTCORE_INVOCATION_TIMEOUT_SECONDS", 0, "900", 900, ["-1", "nan", "1e999", "15m"]),
+    ("AGENTCORE_STREAM_TIMEOUT_SECONDS", 0, "3600", 3600, ["-1", "nan", "1e999", "1h"]),
+    ("AGENTCORE_STREAM_IDLE_SECONDS", 0, "0.5", 0.5, ["-1", "nan", "1e999", "soon"]),
+    ("AGENTCORE_SSE_KEEPALIVE_SECONDS", 15, "0", 0, ["-1", "nan", "1e999", "off"]),
+    ("AGENTCORE_BODY_IDLE_SECONDS", 20, "0", 0, ["-1", "nan", "1e999", "off"]),
+    ("AGENTCORE_CANCEL_ON_DISCONNECT", False, "true", True, ["2", "maybe", "nope", "null", "01"]),
     ("AGENTCORE_SYNC_THREADS", 64, "8", 8, ["0", "-1", "1.5", "many", "1,000"]),
     ("AGENTCORE_PARKED_THREADS", 1000, "8", 8, ["0", "-1", "1.5", "many"]),
     ("AGENTCORE_STREAM_BUFFER_BYTES", 64 * 1024, "1", 1, ["0", "-1", "1.5", "64k"]),
@@ -77,6 +88,13 @@ def test_a_level_may_have_the_other_name_that_python_has_for_it(text: str, level
     assert Settings.from_environment({"AGENTCORE_LOG_LEVEL": text}).log_level == level
 
 
+@pytest.mark.parametrize("word", ["true", "1", "yes", "on", "false", "0", "no", "off"])
+def test_a_truth_value_has_many_words_in_any_case(word: str) -> None:
+    for text in (word.lower(), word.upper(), word.title()):
+        settings = Settings.from_environment({"AGENTCORE_CANCEL_ON_DISCONNECT": text})
+        assert settings.cancel_on_disconnect is (word in {"true", "1", "yes", "on"})
+
+
 def test_a_level_is_no_word_of_another_variable() -> None:
     with pytest.raises(SettingsError):
         Settings.from_environment({"AGENTCORE_LOG_FORMAT": "warn"})
@@ -91,6 +109,9 @@ def test_a_level_is_no_word_of_another_variable() -> None:
         ("AGENTCORE_SYNC_THREADS", "many", "int"),
         ("AGENTCORE_SYNC_THREADS", "0", ">= 1"),
         ("AGENTCORE_STALL_SECONDS", "soon", "float"),
+        ("AGENTCORE_CANCEL_ON_DISCONNECT", "maybe", "true, 1, yes, on, false, 0, no, off, in any case"),
+        ("AGENTCORE_MAX_CONCURRENT_INVOCATIONS", "0", ">= 1"),
+        ("AGENTCORE_MAX_CONCURRENT_INVOCATIONS", "none", "`int`"),
     ],
 )
 def test_the_error_says_what_is_accepted(variable: str, text: str, accepted: str) -> None:

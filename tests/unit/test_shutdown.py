@@ -207,8 +207,8 @@ def test_what_is_cancelled_lost_and_refused_is_counted(grace: Callable[[float], 
             await eventually(lambda: told)
 
     asyncio.run(main())
-    assert count(app, 'agentcore_invocations_total{mode="unary",outcome="timeout"}') == 1
-    assert count(app, 'agentcore_invocations_total{mode="stream",outcome="timeout"}') == 1
+    assert count(app, 'agentcore_invocations_total{mode="unary",outcome="cancelled"}') == 1
+    assert count(app, 'agentcore_invocations_total{mode="stream",outcome="cancelled"}') == 1
     assert count(app, 'agentcore_invocations_total{mode="unary",outcome="rejected"}') == 1
     assert count(app, 'agentcore_async_tasks_total{name="research",outcome="lost"}') == 1
     assert count(app, 'agentcore_async_tasks_total{name="by hand",outcome="lost"}') == 1
@@ -483,7 +483,7 @@ def test_a_response_of_the_authors_own_is_cut_off_and_not_made_to_look_complete(
 
     asyncio.run(main())
     assert [message.get("more_body") for message in sent] == [None, True]
-    assert count(app, 'agentcore_invocations_total{mode="unary",outcome="timeout"}') == 1
+    assert count(app, 'agentcore_invocations_total{mode="unary",outcome="cancelled"}') == 1
 
 
 class Leaving:

@@ -1,5 +1,6 @@
 """The answers that leave the service and are not the handler's own, and the status a platform reads."""
 
+from collections.abc import Sequence
 from enum import Enum
 
 import msgspec
@@ -43,7 +44,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StreamError(msgspec.Struct, frozen=True):
-    """The last event of a stream whose generator raised."""
+    """The last event of a stream whose generator raised, or whose time was over (``error_type`` ``TimeoutError``)."""
 
     error: str
     error_type: str
@@ -58,14 +59,23 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
         error: What was wrong, in the words of the contract.
         details: Where or how, if there is more to say. May quote the request, so it goes to the caller alone.
         reason: What the log may say of it; ``error`` by default.
+        headers: Headers of the answer, beside those of every answer.
     """
 
-    def __init__(self, status: int, error: str, details: str | None = None, reason: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        details: str | None = None,
+        reason: str | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         super().__init__(error if details is None else f"{error}: {details}")
         self.status = status
         self.error = error
         self.details = details
         self.reason = reason or error
+        self.headers = headers
 
     @property
     def answer(self) -> ErrorAnswer:
@@ -76,3 +86,26 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
 def shutting_down() -> Refusal:
     """The refusal of work that comes, or is not done, when the service ends."""
     return Refusal(503, "The service is shutting down")
+
+
+def too_many_invocations(retry_after: int) -> Refusal:
+    """The refusal of an invocation for which there is no place.
+
+    Args:
+        retry_after: After how many seconds it had better be tried again.
+    """
+    return Refusal(429, "Too many invocations", headers=[(b"retry-after", b"%d" % retry_after)])
+
+
+def too_slow_body() -> Refusal:
+    """The refusal of a request whose body does not come."""
+    return Refusal(408, "Request timeout", "The body of the request was not there in time")
+
+
+def timed_out(seconds: float) -> Refusal:
+    """The answer of an invocation whose time was over.
+
+    Args:
+        seconds: How long it might take.
+    """
+    return Refusal(504, "Invocation timeout", f"The invocation took longer than {seconds:g} s")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
@@ -14,6 +15,10 @@ _LEVEL_ALIASES = {"warn": "WARNING", "fatal": "CRITICAL"}
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
+SecondsOrOff = Annotated[float, msgspec.Meta(ge=0)]
+"""0 switches a limit off."""
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 class SettingsError(ValueError):
@@ -59,6 +64,53 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shutdown_grace_seconds: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     """How long work that is running when the service is told to end may take to finish before it is cancelled."""
 
+    max_concurrent_invocations: PositiveInt | None = None
+    """How many invocations may run at the same time, streams included; unset for any number.
+
+    The others wait for a place. It is held until the handler's code has ended, also where its client has left.
+    """
+
+    max_concurrent_per_session: PositiveInt | None = None
+    """How many invocations of one session may run at the same time; unset for any number.
+
+    Those beyond it wait, and let others pass; one session's may be half of the queue. Invocations without a session id
+    are not limited.
+    """
+
+    queue_size: Annotated[int, msgspec.Meta(ge=0)] = 100
+    """How many invocations may wait for a place; with 0 none does. One more is answered 429 at once."""
+
+    queue_timeout_seconds: SecondsOrOff = 10.0
+    """How long an invocation may wait for a place before it is answered 429; 0 for as long as it takes."""
+
+    max_websockets: PositiveInt | None = None
+    """How many WebSockets may be open at the same time; unset for any number. One more is refused with 503 or 1013."""
+
+    invocation_timeout_seconds: SecondsOrOff = 0.0
+    """How long an invocation may take until its answer begins, from its arrival; 0 for any time.
+
+    Then it is answered 504, and its handler cancelled. A plain one cannot be cancelled: it runs on unheard, holds its
+    place, and is waited for by a shutdown.
+    """
+
+    stream_timeout_seconds: SecondsOrOff = 0.0
+    """How long a stream may take, from the arrival of its request; 0 for any time. It ends with an error event."""
+
+    stream_idle_seconds: SecondsOrOff = 0.0
+    """How long a stream may go without an event, because none is yielded or none is read; 0 for any time.
+
+    It ends with an error event.
+    """
+
+    sse_keepalive_seconds: SecondsOrOff = 15.0
+    """After how long a silence a stream has a comment sent, which is no event, lest a proxy cuts it; 0 for never."""
+
+    body_idle_seconds: SecondsOrOff = 20.0
+    """How long the body of a request may make no progress before it is answered 408 and cut off; 0 for any time."""
+
+    cancel_on_disconnect: bool = False
+    """Whether the handler of an invocation that is no stream is cancelled when its client leaves."""
+
     agent_name: str = ""
     """What the agent is called in telemetry; its entrypoint's name by default. The variable is ``AGENT_NAME``."""
 
@@ -96,6 +148,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def _parse(text: str, kind: Any) -> object:
+    if kind is bool:
+        if (value := _BOOLEANS.get(text.casefold())) is None:
+            raise ValueError(f"expected one of {', '.join(_BOOLEANS)}, in any case")
+        return value
+    if NoneType in get_args(kind):  # as the default of a variable that is unset, and not as a word
+        kind = next(member for member in get_args(kind) if member is not NoneType)
     if get_origin(kind) is not Literal:
         return msgspec.convert(text, kind, strict=False)
     choices = {choice.casefold(): choice for choice in get_args(kind)}

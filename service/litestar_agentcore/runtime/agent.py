@@ -12,6 +12,7 @@ from agentcore_telemetry.recording import Telemetry
 from litestar_agentcore.protocol.context import span_attributes
 from litestar_agentcore.protocol.headers import HeaderReader
 from litestar_agentcore.protocol.settings import Settings
+from litestar_agentcore.runtime.admission import Admission, admission_of
 from litestar_agentcore.runtime.agent_loop import AgentLoop
 from litestar_agentcore.runtime.execution import Execution
 from litestar_agentcore.runtime.handler import Handler, HandlerFunction, inspect_handler, is_coroutine_function, name_of
@@ -47,6 +48,7 @@ class Agent:
             event_loop_lag=lambda: self.loop.lag,
             handler_threads=lambda: (self.pool.running, self.pool.parked),
             sync_queue_length=lambda: self.pool.queue_length,
+            invocations_waiting=lambda: self.admission.waiting if self.admission is not None else 0,
         )
         self.telemetry = Telemetry(version, callbacks, span_attributes)
         self.telemetry.agent_name = settings.agent_name or self.telemetry.agent_name
@@ -58,12 +60,17 @@ class Agent:
             self.loop,
             self.pool,
             inline=settings.handler_isolation == "inline",
+            interruptible=settings.invocation_timeout_seconds > 0 or settings.cancel_on_disconnect,
             stream_capacity=settings.stream_buffer_bytes,
             as_response=as_response,
         )
         self.entrypoint: Handler | None = None
         self.websocket_handler: WebSocketHandler | None = None
         self.running: set[Running] = set()
+        self.admission = admission_of(settings)
+        """The places of invocations; ``None`` where any number may run."""
+        self.websocket_admission = Admission(settings.max_websockets) if settings.max_websockets is not None else None
+        """Likewise of WebSockets."""
         self.shutting_down = False
         """What ``/ready`` tells."""
         self.refuses_work = False

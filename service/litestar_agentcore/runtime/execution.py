@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from litestar_agentcore.protocol.serialization import encode
 from litestar_agentcore.runtime.agent_loop import AgentLoop, spawn_inline
-from litestar_agentcore.runtime.callbacks import CallbackQueue
+from litestar_agentcore.runtime.callbacks import CallbackQueue, call_threadsafe
 from litestar_agentcore.runtime.failure import Failure
 from litestar_agentcore.runtime.handler import Handler, HandlerKind
 from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, PlainEventStream
@@ -41,6 +41,8 @@ class Execution:
         agent_loop: Where async handler code runs.
         pool: The threads for what may block.
         inline: Whether the loop that accepts a request stands in for the agent's.
+        interruptible: Whether handlers may have to be cancelled while their clients are answered, so that the task that
+            serves a request cannot be theirs.
         stream_capacity: How many bytes of a stream may wait for its client.
         as_response: Tells a ready-made response among the values that handlers return, and gives what to do with it;
             ``None`` for a value that is to be encoded.
@@ -52,12 +54,14 @@ class Execution:
         pool: ThreadPool,
         *,
         inline: bool,
+        interruptible: bool = False,
         stream_capacity: int,
         as_response: Callable[[Any], Any],
     ) -> None:
         self.agent_loop = agent_loop
         self.pool = pool
         self.inline = inline
+        self._in_serving_task = inline and not interruptible
         self.stream_capacity = stream_capacity
         self.as_response = as_response
 
@@ -67,7 +71,7 @@ class Execution:
 
     def runs_here(self, handler: Handler) -> bool:
         """Tell whether a handler is to be run by :meth:`HandlerCall.run_here`."""
-        return self.inline and handler.kind in _ON_LOOP
+        return self._in_serving_task and handler.kind in _ON_LOOP
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
         """Run a coroutine where async handler code runs. Called on the loop that accepts requests.
@@ -108,8 +112,8 @@ class HandlerCall:
     """
 
     __slots__ = (
-        "_callbacks", "_cancelled", "_context", "_ended", "_execution", "_handler", "_observer", "_on_end", "_outcome",
-        "_payload", "_task",
+        "_callbacks", "_cancelled", "_context", "_ended", "_execution", "_handed_over", "_handler", "_observer",
+        "_on_end", "_outcome", "_payload", "_task",
     )  # fmt: skip
 
     def __init__(
@@ -130,6 +134,7 @@ class HandlerCall:
         self._outcome: asyncio.Future[Any] = callbacks.loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
+        self._handed_over = False
         self._ended = False
         self._on_end: Callable[[], object] | None = None
 
@@ -164,7 +169,7 @@ class HandlerCall:
                 stream = self._stream_of(handler.call(self._payload, self._context))
             except Exception as error:  # a callable object may do more than make a generator
                 return self._observer.describe(error)
-            execution.spawn(stream.iterate(), context, handler.name)
+            stream.iterated_by(execution.spawn(stream.iterate(), context, handler.name))
             return stream
         if handler.kind is HandlerKind.COROUTINE:
             start = partial(handler.call, self._payload, self._context)
@@ -184,18 +189,25 @@ class HandlerCall:
         if not self._outcome.done():
             self._outcome.set_result(None)
 
+    def abandon_and_cancel(self) -> None:
+        """Cancel the handler where it can be, else let it run on unheard: its client has left."""
+        self.abandon()
+        self.cancel()
+
     def cancel(self) -> None:
         """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
         self._cancelled = True  # for a handler that has not begun, since its loop is held
-        self._outcome.cancel()
+        outcome = self._outcome
+        if not outcome.cancel() and not outcome.cancelled() and isinstance(stream := outcome.result(), EventStream):
+            stream.close()  # whoever asked was cancelled before it could take it
         if self._task is not None:
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
     def when_ended(self, function: Callable[[], object]) -> None:
         """Call a function once the handler's code has ended, on whichever thread that is; at once where it has."""
         self._on_end = function
-        if self._task is not None:  # which may be cancelled before it begins
-            self._task.add_done_callback(lambda _: self._end())
+        if self._task is not None:
+            self._task.add_done_callback(self._end_unbegun)
         if self._ended:
             function()
 
@@ -208,15 +220,26 @@ class HandlerCall:
     def _spawn_awaitable(self, value: Awaitable[Any], context: Context) -> None:
         """Go on with what plain code returned as an async handler does."""
         self._task = self._execution.spawn(self._run_returned(value), context, self._handler.name)
+        if self._on_end is not None:
+            self._task.add_done_callback(self._end_unbegun)
+
+    def _spawn_stream(self, stream: AsyncEventStream, context: Context) -> None:
+        stream.iterated_by(self._execution.spawn(stream.iterate(), context, self._handler.name))
 
     # -- On the handler's side
 
     def _hand_over(self, result: object) -> None:
         """Hand over what the handler came to, as the last that it does but for its stream."""
+        self._handed_over = True
         if isinstance(result, EventStream):
             result.when_ended(self._end)
         self._callbacks.call_soon(self._settle, result)
         if not isinstance(result, EventStream):
+            self._end()
+
+    def _end_unbegun(self, _: "asyncio.Task[None]") -> None:
+        """End where the task was cancelled before it began."""
+        if not self._handed_over:
             self._end()
 
     def _end(self) -> None:
@@ -267,8 +290,7 @@ class HandlerCall:
         finally:
             asyncio._set_running_loop(None)  # noqa: SLF001
         if isinstance(result, AsyncEventStream):
-            spawn = partial(self._execution.spawn, result.iterate(), copy_context(), self._handler.name)
-            self._callbacks.call_soon(spawn)
+            self._callbacks.call_soon(self._spawn_stream, result, copy_context())
         self._hand_over(result)
         if isinstance(result, PlainEventStream):
             result.iterate()
@@ -295,6 +317,27 @@ class HandlerCall:
 
     def _iterate_in_thread(self, stream: PlainEventStream) -> None:
         self._execution.pool.submit(partial(copy_context().run, stream.iterate))
+
+
+class TaskWork:
+    """What one task does for a request, as what may be left behind; see :class:`running.HandlerWork`.
+
+    Args:
+        task: The task.
+    """
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: "asyncio.Task[None]") -> None:
+        self._task = task
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call a function once the task is done."""
+        self._task.add_done_callback(lambda _: function())
+
+    def cancel(self) -> None:
+        """Cancel the task; from any thread."""
+        call_threadsafe(self._task.get_loop(), self._task.cancel)
 
 
 def _is_awaitable(value: Any) -> bool:

@@ -32,7 +32,7 @@ class EventStream:
 
     __slots__ = (
         "_callbacks", "_capacity", "_closed", "_documents", "_ended", "_lock", "_on_end", "_on_error", "_paused",
-        "_pushed", "_taken", "_taker",
+        "_pushed", "_taken", "_taker", "_woken",
     )  # fmt: skip
 
     def __init__(self, callbacks: CallbackQueue, capacity: int, on_error: OnError) -> None:
@@ -46,6 +46,7 @@ class EventStream:
         self._ended = False
         self._closed = False
         self._paused = False
+        self._woken = False
         self._taker: asyncio.Future[None] | None = None
         self._on_end: Callable[[], object] | None = None
 
@@ -69,15 +70,16 @@ class EventStream:
 
         Returns:
             All events that are ready, in order and encoded for the wire, and how many these are; none at the end of the
-            stream or after :meth:`close`.
+            stream, after :meth:`close`, or after :meth:`wake`.
         """
         documents = self._documents
-        while not documents and not self._is_over():
+        while not documents and not self._woken and not self.is_over:
             self._taker = taker = self._callbacks.loop.create_future()
-            if documents or self._is_over():  # it came between the question and the answer
+            if documents or self.is_over:  # it came between the question and the answer
                 self._taker = None
             else:
                 await taker
+        self._woken = False
         if self._closed or not documents:  # the last ones are there before the stream is over
             return b"", 0
         ready = documents.copy()
@@ -90,8 +92,17 @@ class EventStream:
             self._resume()
         return events, len(ready)
 
-    def _is_over(self) -> bool:
+    @property
+    def is_over(self) -> bool:
+        """Whether there will be no more events than those that wait."""
         return self._ended or self._closed
+
+    def wake(self) -> None:
+        """Have :meth:`take` return, also where there are no events. Call it on the loop of that."""
+        self._woken = True
+        taker, self._taker = self._taker, None
+        if taker is not None:
+            _wake(taker)
 
     def close(self) -> None:
         """Close the generator, since nobody wants its events any more. Call it on the loop of :meth:`take`."""
@@ -190,7 +201,7 @@ class AsyncEventStream(EventStream):
         try:
             # What :meth:`_push` does, written out: this is done for every token of every answer.
             add, capacity = self._documents.append, self._capacity
-            if not self._is_over():
+            if not self.is_over:
                 async for value in self._source:
                     document = encode_document(value)
                     add(document)
@@ -219,6 +230,26 @@ class AsyncEventStream(EventStream):
             await self._source.aclose()
         except BaseException:  # its ``finally`` is the author's code
             logger.exception("Closing the stream's generator raised")
+
+    def iterated_by(self, task: "asyncio.Task[Any]") -> None:
+        """Take note of the task that runs :meth:`iterate`, which may be cancelled before it begins.
+
+        Args:
+            task: The task.
+        """
+        self._task = task
+        if (on_end := self._on_end) is not None:
+            task.add_done_callback(lambda _: on_end())
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call a function once the generator is done, or will never begin; see :meth:`EventStream.when_ended`.
+
+        Args:
+            function: What to call; perhaps twice.
+        """
+        super().when_ended(function)
+        if self._task is not None and self._loop is None:
+            self._task.add_done_callback(lambda _: function())
 
     def _resume(self) -> None:
         if self._resumed is not None and self._loop is not None:
@@ -268,7 +299,7 @@ class PlainEventStream(EventStream):
         """Iterate the generator until it ends or the stream is closed, and close it. Raises nothing."""
         error: BaseException | None = None
         try:
-            if not self._is_over():
+            if not self.is_over:
                 for value in self._source:
                     if self._push(encode_document(value)):
                         self._wait_for_room()

@@ -125,7 +125,7 @@ class Watchdog:
         if not turn or now - turn < self._interval:
             return
         runner = self._loop.runner()
-        if self._loop.turn_began != turn:
+        if self._loop.turn_began != turn or runner.frame is None:  # the loop's thread has ended in the middle of a turn
             return
         if self._runner is not None and runner.key is not self._runner:
             self._began = now  # one turn runs many steps, and none of them need be long
