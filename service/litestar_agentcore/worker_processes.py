@@ -21,8 +21,8 @@ def sockets_of_server() -> list[int] | None:
         return None
     try:
         return [os.fstat(each.fileno()).st_ino for each in sockets]
-    except (AttributeError, OSError):
-        return None
+    except (AttributeError, OSError):  # Windows, where workers can share nothing anyway, which a warning says
+        return []
 
 
 def import_string(application: object) -> str | None:

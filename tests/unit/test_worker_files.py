@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from litestar_agentcore.runtime.workers import CommonStatus
 
 from tests.unit.test_instruments import TRACE_IDS, agent, exposed
 
-pytestmark = pytest.mark.skipif(worker_files.fcntl is None, reason="workers share nothing on this platform")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers share nothing on this platform")
 
 COUNTER = Metric("things", "counter", "Things.")
 COUNT = SeriesKey("things", (), "total", 1)
@@ -372,12 +373,7 @@ def test_files_of_another_user_are_not_read(pair: tuple[Worker, Worker], monkeyp
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where to find the directory of all servers: a temporary one, and no shared memory."""
-
-    class NoSharedMemory(type(Path())):  # type: ignore[misc]
-        def __new__(cls, *parts: str) -> Path:
-            return tmp_path / "missing" if parts == ("/dev/shm",) else Path(*parts)
-
-    monkeypatch.setattr(worker_files, "Path", NoSharedMemory)
+    monkeypatch.setattr(worker_files, "SHARED_MEMORY", tmp_path / "missing")
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     return tmp_path / f"litestar-agentcore-{os.geteuid()}"
 

@@ -46,6 +46,9 @@ _SERIES_AT = _TASKS_AT + _TASK.size * TASK_PLACES
 FILE_BYTES = _SERIES_AT + REGION_BYTES
 _WORD = struct.Struct("<Q")
 
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the mode and the owner of what is there are checked
+"""Where files are never written to a disk."""
+
 JOIN_SECONDS = 2.0
 """How long to wait for the directory when a worker begins or ends."""
 LOOK_SECONDS = 0.0005
@@ -430,7 +433,7 @@ def find_base() -> Path:
     if fcntl is None:
         raise SharingError("this platform has no fcntl.flock")
     problems = []
-    for parent in (Path("/dev/shm"), Path(tempfile.gettempdir())):  # noqa: S108 - the mode and the owner are checked
+    for parent in (SHARED_MEMORY, Path(tempfile.gettempdir())):
         base = parent / f"litestar-agentcore-{os.geteuid()}"
         try:
             base.mkdir(0o700, exist_ok=True)

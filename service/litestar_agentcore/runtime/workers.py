@@ -176,6 +176,7 @@ class Workers:
         metrics.unshare()
         self._directory.leave(self._file, last=last)
         self._status.close()
+        self._directory = self._file = self._status = None
 
     def _speak_for_itself(self) -> None:
         record = ProcessStatus()
