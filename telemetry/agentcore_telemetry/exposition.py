@@ -51,7 +51,7 @@ class AgentCollector(Collector):
         if kind == "histogram":
             histogram = HistogramMetricFamily(name, help_, labels=labels)
             for values, value in rows:
-                if len(value.numbers) == len(self._bounds) + 1:  # not those of another release, with other buckets
+                if len(value.exemplars) == len(self._bounds):  # not those of another release, with other buckets
                     histogram.add_metric(values, self._buckets(value), value.numbers[-1])
             return histogram
         family = (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(name, help_, labels=labels)

@@ -92,10 +92,12 @@ def merge(into: Snapshot, other: Snapshot, *, alive: bool = True) -> None:
         combine = max if key.aggregation == "max" else add
         numbers = list(map(combine, present.numbers, value.numbers))
         # Of the exemplars of a bucket, the newest.
-        exemplars = [
-            max(ours, theirs, key=itemgetter(2)) if ours and theirs else ours or theirs
-            for ours, theirs in zip(present.exemplars, value.exemplars, strict=False)
-        ]
+        exemplars = present.exemplars
+        if any(value.exemplars):
+            exemplars = [
+                max(ours, theirs, key=itemgetter(2)) if ours and theirs else ours or theirs
+                for ours, theirs in zip(present.exemplars, value.exemplars, strict=False)
+            ]
         into[key] = SeriesValue(numbers, exemplars)
 
 

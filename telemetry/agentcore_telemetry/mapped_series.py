@@ -7,6 +7,7 @@ exemplars with a checksum each. Numbers are written in place, eight aligned byte
 import json
 import struct
 import zlib
+from functools import lru_cache
 from typing import Any
 
 from agentcore_telemetry.instruments import LABEL_BYTES, Exemplar, SeriesKey, SeriesValue, Snapshot, truncated
@@ -17,6 +18,7 @@ _HEAD = struct.Struct("<IIII")
 _EXEMPLAR = struct.Struct("<QQdd")
 _CHECK = struct.Struct("<Q")
 _EXEMPLAR_BYTES = _EXEMPLAR.size + _CHECK.size
+_NO_EXEMPLAR = bytes(_EXEMPLAR_BYTES)
 
 REGION_BYTES = 512 * 1024
 """Room for all series of a service, those of a hundred names of tasks included."""
@@ -79,6 +81,8 @@ class MappedExemplars:
 
 
 def _read_exemplar(data: bytes) -> Exemplar | None:
+    if data == _NO_EXEMPLAR:
+        return None
     body = data[: _EXEMPLAR.size]
     high, low, seconds, at = _EXEMPLAR.unpack(body)
     if not at or _CHECK.unpack_from(data, _EXEMPLAR.size)[0] != zlib.crc32(body):
@@ -100,7 +104,7 @@ def read_series(region: bytes) -> Snapshot:
         numbers = offset + _HEAD.size + place
         first_exemplar = numbers + 8 * size
         following = first_exemplar + _EXEMPLAR_BYTES * exemplars
-        if length > place or following > end:
+        if length > place or exemplars not in (0, size - 1) or following > end:
             break
         key = _read_key(region[offset + _HEAD.size : offset + _HEAD.size + length], size)
         if key is None:
@@ -117,6 +121,7 @@ def read_series(region: bytes) -> Snapshot:
     return snapshot
 
 
+@lru_cache(maxsize=4096)
 def _read_key(text: bytes, size: int) -> SeriesKey | None:
     try:
         metric, labels, aggregation = json.loads(text)
@@ -145,5 +150,7 @@ def load_snapshot(rows: list[Any]) -> Snapshot:
     snapshot: Snapshot = {}
     for metric, labels, aggregation, size, numbers, exemplars in rows:
         value = SeriesValue([float(number) for number in numbers], [e and (e[0], e[1], e[2]) for e in exemplars])
+        if len(value.numbers) != size or len(value.exemplars) not in (0, size - 1):
+            raise ValueError(f"the series {metric} is not whole")
         snapshot[SeriesKey(metric, tuple(labels), aggregation, size)] = value
     return snapshot
