@@ -364,11 +364,11 @@ class Answer(Running):
                     if count:
                         timer.active_at = timer.time()
                     if timer.end is not None:
-                        if more or not stream.is_over:  # else it has ended by itself
+                        if more or not stream.is_done:  # else it has ended by itself
                             record.interrupt("timeout")
                             events += encode_events([encode(timer.end)])
                         more = False
-                    elif not count and not stream.is_over:
+                    elif not count and not stream.is_done:
                         events, more = KEEP_ALIVE, True
                 if not more and self.expired:
                     return  # with a last event that says why

@@ -51,7 +51,8 @@ class WatchedLoop(Protocol):
     """A loop as the watchdog sees it, from another thread."""
 
     @property
-    def turns(self) -> Turns: ...
+    def turns(self) -> Turns:
+        """When it turns."""
 
     def runner(self) -> Runner:
         """What the loop runs in its present turn."""
