@@ -20,6 +20,7 @@ from litestar_agentcore.controllers.invocations import FastPath
 from litestar_agentcore.errors import exception_handlers
 from litestar_agentcore.lost_connections import client_send
 from litestar_agentcore.plugin import APP_LOGGER, AgentCorePlugin
+from litestar_agentcore.server import server_options
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
@@ -137,7 +138,8 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         }
         if self._plugin.log_setup.configure_server():
             options["log_config"] = None
-        uvicorn.run(self, **(options | kwargs))
+        protocols = server_options(self.agent.settings, kwargs.pop("http", "auto"), kwargs.pop("ws", "auto"))
+        uvicorn.run(self, **(options | protocols | kwargs))
 
 
 _REGISTER = "BedrockAgentCoreApp(route_handlers=[...]) or app.register(...), with a Litestar route handler"
