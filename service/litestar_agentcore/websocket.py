@@ -157,7 +157,7 @@ class WebSocketConnection:
             raise
 
     async def _receive_message(self) -> ReceiveMessage:
-        message = await self._receive()
+        message: Any = await self._receive()
         limit = self._agent.settings.max_websocket_message_bytes
         if message["type"] == "websocket.receive" and _is_larger(message, limit):
             logger.warning("A WebSocket message exceeds the limit of %d bytes, and the connection is closed", limit)
@@ -166,7 +166,8 @@ class WebSocketConnection:
         if message["type"] == "websocket.disconnect":
             self._closed = True
             self._disconnect = message
-        return message
+        received: ReceiveMessage = message
+        return received
 
     async def _send_message(self, message: Message) -> None:
         if (disconnect := self._disconnect) is not None:  # it is read ahead of the handler, which sends in vain

@@ -18,7 +18,7 @@ import msgspec
 
 from tests.e2e.runtimes import OURS, Runtime, free_ports
 
-AGENT = Path(__file__).parent / "agent.py"
+AGENT = Path(__file__).parent / "agent.py.txt"
 CLIENTS = 16
 READ_SECONDS = 0.05
 """How long a client waits for the next piece of an answer: what it sent may have none."""
@@ -61,7 +61,7 @@ def fuzz(runtime: Runtime, number: int, seed: int, http: str, loop: str) -> Figu
         loop: Its event loop.
     """
     with tempfile.TemporaryDirectory() as directory:
-        file = runtime.write_agent(AGENT, Path(directory)).rename(Path(directory) / "agent.py")
+        file = runtime.write_agent(AGENT, Path(directory))
         [port] = free_ports(1)
         options = msgspec.json.encode({"http": http, "loop": loop, "host": "127.0.0.1"}).decode()
         environment = {"PYTHONUNBUFFERED": "1", "AGENTCORE_LOG_FORMAT": "json", "OTEL_TRACES_EXPORTER": "none"}
