@@ -2,6 +2,7 @@
 # make test   lint, types, unit, integration       make clean   remove what make made
 # make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Helm
 # make bench  the benchmarks against the peers; needs wrk and Node.js
+# make reliability  overload, faults, ends and a long load, ours and the official SDK; an hour
 
 PORT ?= 8080
 HOST ?= 127.0.0.1
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e fuzz audit bench dashboards lock clean
+.PHONY: run test lint types e2e bench reliability fuzz audit dashboards lock clean
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -59,6 +60,11 @@ audit: $(INSTALLED)
 	.venv-audit/bin/bandit --quiet --recursive --configfile pyproject.toml --severity-level medium service telemetry app.py
 	.venv-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/runtime.txt \
 		|| { echo "The audit found faults, or could not ask the index about every package" >&2; exit 1; }
+
+# ONLY=overload, faults, drain or soak asks for one of them.
+ONLY ?= all
+reliability: $(VENV)/.installed-e2e
+	$(BIN)/python -m tests.reliability $(ONLY)
 
 # Writes the dashboards and alert rules for Grafana, Prometheus and the chart.
 dashboards: $(VENV)/.installed-e2e

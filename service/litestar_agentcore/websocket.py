@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 from litestar import WebSocket
@@ -29,6 +30,9 @@ MESSAGE_TOO_BIG = 1009
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
 """Close codes of RFC 6455, section 7.4.1, and of the registry that it founded."""
+
+_CLOSING_TURNS = 3
+"""In how many turns of its loop a server closes a connection that was broken or refused before the handshake."""
 
 AnySocket = WebSocket[Any, Any, Any]
 
@@ -58,6 +62,13 @@ class WebSocketConnection:
 
     async def serve(self) -> None:
         """Serve the connection until it is closed."""
+        await self._serve_or_refuse()
+        if self._disconnect is not None or not self._accepted:
+            # Until it has closed it, uvicorn takes an application that has returned for one that has failed.
+            for _ in range(_CLOSING_TURNS):
+                await asyncio.sleep(0)
+
+    async def _serve_or_refuse(self) -> None:
         agent = self._agent
         request = agent.headers.read(self._scope["headers"])
         values = request.values
@@ -87,15 +98,21 @@ class WebSocketConnection:
         self._record = record = telemetry.websocket(self._scope, parent, request.host, request.user_agent)
         running = Running("WebSocket", values, asyncio.get_running_loop())
         agent.running.add(running)
+        kept = None if values.session_id is None else agent.sessions.begin(values.session_id)
         try:
             await self._converse(values)
         except asyncio.CancelledError:
             if not running.expired:
                 raise
             running.resume()
+            if self._task is not None:  # whose ``finally`` may take a while
+                running.outlive_client(TaskWork(self._task), partial(agent.running.discard, running))
             await self._close(GOING_AWAY)
         finally:
-            agent.running.discard(running)
+            if not running.outlives_client:
+                agent.running.discard(running)
+            if kept is not None:
+                agent.sessions.end(kept)
             record.end(101 if self._accepted else self._status)
             current_request.reset(token)
 
@@ -170,7 +187,7 @@ class WebSocketConnection:
         return received
 
     async def _send_message(self, message: Message) -> None:
-        if (disconnect := self._disconnect) is not None:  # it is read ahead of the handler, which sends in vain
+        if (disconnect := self._disconnect) is not None:  # which is read before the handler asks for it
             raise ClientDisconnected(disconnect.get("code") or NO_STATUS, disconnect.get("reason") or "")
         if message["type"] == "websocket.accept":
             self._accepted = True

@@ -1,4 +1,4 @@
-"""Schemathesis on ``/schema`` of a running server, with every check: ``python -m tests.fuzz.schema`` runs the long form."""
+"""Schemathesis on ``/schema``, with every check. ``python -m tests.fuzz.schema`` runs the long form."""
 
 import argparse
 import subprocess

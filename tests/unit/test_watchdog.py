@@ -369,11 +369,11 @@ def test_a_stall_is_named_while_it_lasts(stall: float, caplog: pytest.LogCapture
     watched = Watched(stall)
     for handler in (held_at_once, held_after_an_await):
         block = Block()
+        stalls = watched.stalls
         ended = watched.begin(handler(block), name=handler.__name__)
         block.wait_until_entered()
-        stalls = watched.stalls
         eventually(lambda stalls=stalls: watched.stalls > stalls)  # type: ignore[misc]
-        assert stall < time.monotonic() - block.since < 1.25 * stall + 1  # on a busy machine; by itself, a quarter
+        assert time.monotonic() - block.since > stall
         assert not ended.is_set()
         block.release()
         assert ended.wait(PATIENCE)

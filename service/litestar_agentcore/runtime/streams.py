@@ -97,6 +97,11 @@ class EventStream:
         """Whether there will be no more events than those that wait."""
         return self._ended or self._closed
 
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing more to take. Looked at in this order, for the last event comes before the end."""
+        return self._closed or (self._ended and not self._documents)
+
     def wake(self) -> None:
         """Have :meth:`take` return, also where there are no events. Call it on the loop of that."""
         self._woken = True
@@ -105,7 +110,7 @@ class EventStream:
             _wake(taker)
 
     def close(self) -> None:
-        """Close the generator, since nobody wants its events any more. Call it on the loop of :meth:`take`."""
+        """Close the generator: its events are not wanted any more. Call it on the loop of :meth:`take`."""
         with self._lock:
             if self._closed:
                 return
@@ -132,7 +137,7 @@ class EventStream:
             self._callbacks.call_soon(_wake, taker)
 
     def _pause(self) -> bool:
-        """Leave it to ``take`` to resume the generator. Returns False where there is room again, or nobody to wait for.
+        """Leave it to ``take`` to resume the generator. Returns False where there is room again, or no client.
 
         Told apart from being full because the generator's side takes its time to stop, and the client's side must not
         resume it twice.
