@@ -23,7 +23,7 @@ CLIENTS = 16
 READ_SECONDS = 0.05
 """How long a client waits for the next piece of an answer: what it sent may have none."""
 
-PING_SECONDS = 10.0
+PING_SECONDS = 30.0
 SETTLE_SECONDS = 30.0
 """How long the server may take to close what the clients have closed."""
 

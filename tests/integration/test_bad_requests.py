@@ -11,7 +11,6 @@ from tests.e2e.runtimes import OURS
 from tests.fuzz.raw import frame, fuzz
 from tests.integration.server import (
     PATIENCE,
-    PROMPT,
     ServerProcess,
     free_port,
     litestar_run,
@@ -31,7 +30,6 @@ def test_mutated_requests_cost_no_error_and_leave_nothing_open(http: str, loop: 
     assert figures.tracebacks == 0
     assert figures.left_open == 0
     assert figures.counted == {"agentcore_invocations_in_progress": 0.0}
-    assert figures.slowest_ping < 5 * PROMPT
 
 
 def app_run(http: str) -> list[str]:
