@@ -57,7 +57,7 @@ fuzz: $(VENV)/.installed-e2e
 # Asks the package index which dependencies have known faults, and fails where it cannot tell; then looks at the code.
 audit: $(INSTALLED)
 	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet bandit pip-audit; }
-	.venv-audit/bin/bandit --quiet --recursive --configfile pyproject.toml --severity-level medium service telemetry app.py
+	.venv-audit/bin/bandit --quiet --recursive --severity-level medium service telemetry app.py
 	.venv-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/runtime.txt \
 		|| { echo "The audit found faults, or could not ask the index about every package" >&2; exit 1; }
 
