@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e bench reliability dashboards lock clean
+.PHONY: run test lint types e2e bench reliability fuzz audit dashboards lock clean
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -48,6 +48,18 @@ $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 # A quarter of an hour: every candidate, load and number of connections, five rounds each.
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
+
+# Six minutes: mutated requests on raw sockets, and schemathesis on /schema.
+fuzz: $(VENV)/.installed-e2e
+	$(BIN)/python -m tests.fuzz.raw
+	$(BIN)/python -m tests.fuzz.schema
+
+# Asks the package index which dependencies have known faults, and fails where it cannot tell; then looks at the code.
+audit: $(INSTALLED)
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet bandit pip-audit; }
+	.venv-audit/bin/bandit --quiet --recursive --severity-level medium service telemetry app.py
+	.venv-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/runtime.txt \
+		|| { echo "The audit found faults, or could not ask the index about every package" >&2; exit 1; }
 
 # ONLY=overload, faults, drain or soak asks for one of them.
 ONLY ?= all

@@ -20,6 +20,7 @@ from litestar_agentcore.controllers.invocations import FastPath
 from litestar_agentcore.errors import exception_handlers
 from litestar_agentcore.lost_connections import client_send
 from litestar_agentcore.plugin import APP_LOGGER, AgentCorePlugin
+from litestar_agentcore.server import server_options
 from litestar_agentcore.worker_processes import import_string, is_being_imported_by_worker
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         if self._plugin.log_setup.configure_server():
             options["log_config"] = None
         options |= kwargs
+        options = server_options(self.agent.settings, options.pop("http", "auto"), options.pop("ws", "auto")) | options
         uvicorn.run(self._for_workers(options), **options)
 
     def _for_workers(self, options: dict[str, Any]) -> Any:
@@ -215,7 +217,7 @@ def default_host() -> str:
     """
     variables = ("DOCKER_CONTAINER", "KUBERNETES_SERVICE_HOST")
     inside = Path("/.dockerenv").exists() or any(os.environ.get(variable) for variable in variables)
-    return "0.0.0.0" if inside else "127.0.0.1"  # noqa: S104 - a container's port is of no use otherwise
+    return "0.0.0.0" if inside else "127.0.0.1"  # noqa: S104 - a container's port is of no use otherwise  # nosec B104
 
 
 def _litestar_middleware(entry: Any) -> Any:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CLOSING_STATUSES = frozenset({408, 413, 503})
+_CLOSING_STATUSES = frozenset({408, 413, 431, 503})
 """With these, the client had better ask elsewhere, or on another connection."""
 
 _REJECTED_STATUSES = frozenset({429, 503})

@@ -29,6 +29,7 @@ from litestar_agentcore.protocol.context import current_request
 from litestar_agentcore.protocol.settings import Settings, retired_variables
 from litestar_agentcore.responses import as_responder
 from litestar_agentcore.runtime.agent import Agent
+from litestar_agentcore.server import uvicorn_bounded
 from litestar_agentcore.shutdown import Shutdown, detach_stuck_tasks
 from litestar_agentcore.version import __version__
 from litestar_agentcore.worker_processes import sockets_of_server
@@ -135,8 +136,9 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
 
     @contextmanager
     def server_lifespan(self, app: Litestar) -> Iterator[None]:
-        """Have ``litestar run`` write its lines in the same form as the agent's; called by Litestar."""
-        with uvicorn_unconfigured() if self.log_setup.configure_server() else nullcontext():
+        """Have ``litestar run`` keep to the limits, and log in the same form as the agent; called by Litestar."""
+        unconfigured = uvicorn_unconfigured() if self.log_setup.configure_server() else nullcontext()
+        with uvicorn_bounded(self.agent.settings), unconfigured:
             yield
 
     def begin_to_serve(self) -> None:

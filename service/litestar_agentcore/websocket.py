@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 NORMAL_CLOSURE = 1000
 GOING_AWAY = 1001
 POLICY_VIOLATION = 1008
+MESSAGE_TOO_BIG = 1009
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
 """Close codes of RFC 6455, section 7.4.1, and of the registry that it founded."""
@@ -184,11 +185,17 @@ class WebSocketConnection:
             raise
 
     async def _receive_message(self) -> ReceiveMessage:
-        message = await self._receive()
+        message: Any = await self._receive()
+        limit = self._agent.settings.max_websocket_message_bytes
+        if message["type"] == "websocket.receive" and _is_larger(message, limit):
+            logger.warning("A WebSocket message exceeds the limit of %d bytes, and the connection is closed", limit)
+            await self._close(MESSAGE_TOO_BIG)
+            message = {"type": "websocket.disconnect", "code": MESSAGE_TOO_BIG, "reason": ""}
         if message["type"] == "websocket.disconnect":
             self._closed = True
             self._disconnect = message
-        return message
+        received: ReceiveMessage = message
+        return received
 
     async def _send_message(self, message: Message) -> None:
         if (disconnect := self._disconnect) is not None:  # which is read before the handler asks for it
@@ -234,3 +241,14 @@ class WebSocketConnection:
         await self._send(start)
         end: Any = {"type": "websocket.http.response.body", "body": body, "more_body": False}
         await self._send(end)
+
+
+_MOST_UTF_8_BYTES = 4
+"""Of one character."""
+
+
+def _is_larger(message: Any, limit: int) -> bool:
+    text = message.get("text")
+    if text is None:
+        return len(message.get("bytes") or b"") > limit
+    return len(text) * _MOST_UTF_8_BYTES > limit and len(text.encode()) > limit

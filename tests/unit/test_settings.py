@@ -10,6 +10,9 @@ from litestar_agentcore.protocol.settings import retired_variables
 
 VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_MAX_BODY_BYTES", 100 * 1024 * 1024, "4096", 4096, ["0", "-1", "1.5", "many", "0x10"]),
+    ("AGENTCORE_MAX_HEADERS", 200, "20", 20, ["0", "-1", "1.5", "many"]),
+    ("AGENTCORE_MAX_HEADER_BYTES", 65536, "4096", 4096, ["0", "-1", "1.5", "64k"]),
+    ("AGENTCORE_MAX_WEBSOCKET_MESSAGE_BYTES", 16 * 1024 * 1024, "1", 1, ["0", "-1", "1.5", "16M"]),
     ("AGENTCORE_HANDLER_ISOLATION", "isolated", "inline", "inline", ["none", "in line"]),
     ("AGENTCORE_STALL_SECONDS", 0.1, "0.5", 0.5, ["0", "-1", "nan", "soon"]),
     ("AGENTCORE_SHUTDOWN_GRACE_SECONDS", 30, "3600", 3600, ["-1", "nan", "soon"]),

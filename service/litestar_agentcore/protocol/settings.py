@@ -35,6 +35,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_body_bytes: PositiveInt = 100 * 1024 * 1024
     """The largest request body that is read, in bytes; a larger one is answered 413."""
 
+    max_headers: PositiveInt = 200
+    """The most headers that a request may have; one with more is answered 431."""
+
+    max_header_bytes: PositiveInt = 65536
+    """The most bytes that the headers of a request may have together; one with more is answered 431."""
+
+    max_websocket_message_bytes: PositiveInt = 16 * 1024 * 1024
+    """The largest WebSocket message that is taken, in bytes; a larger one closes the connection with 1009."""
+
     handler_isolation: Literal["isolated", "inline"] = "isolated"
     """Where async handlers run: away from the loop that accepts requests, or ``inline`` on it.
 

@@ -46,7 +46,7 @@ _SERIES_AT = _TASKS_AT + _TASK.size * TASK_PLACES
 FILE_BYTES = _SERIES_AT + REGION_BYTES
 _WORD = struct.Struct("<Q")
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the mode and the owner of what is there are checked
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the mode and the owner of what is there are checked  # nosec B108
 """Where files are never written to a disk."""
 
 JOIN_SECONDS = 2.0
