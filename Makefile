@@ -2,6 +2,7 @@
 # make test   lint, types, unit, integration       make clean   remove what make made
 # make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Helm
 # make bench  the benchmarks against the peers; needs wrk and Node.js
+# make reliability  overload, faults, ends and a long load, ours and the official SDK; an hour
 
 PORT ?= 8080
 HOST ?= 127.0.0.1
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e bench dashboards lock clean
+.PHONY: run test lint types e2e bench reliability dashboards lock clean
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -47,6 +48,11 @@ $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 # A quarter of an hour: every candidate, load and number of connections, five rounds each.
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
+
+# ONLY=overload, faults, drain or soak asks for one of them.
+ONLY ?= all
+reliability: $(VENV)/.installed-e2e
+	$(BIN)/python -m tests.reliability $(ONLY)
 
 # Writes the dashboards and alert rules for Grafana, Prometheus and the chart.
 dashboards: $(VENV)/.installed-e2e

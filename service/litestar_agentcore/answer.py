@@ -65,7 +65,7 @@ class Answer(Running):
         send: The ASGI send function.
         headers: What the application adds to the headers of every answer.
         record: What is recorded of the invocation.
-        values: What is known of the request.
+        values: The ids and headers of the request.
         running: Where it is listed until it has ended.
         loop: The loop that serves it.
     """
@@ -108,8 +108,9 @@ class Answer(Running):
 
     def end(self) -> None:
         """List it no longer, and give its place up, unless its handler still runs."""
-        if not self.is_left_behind:
-            self._stop_time()
+        if not self.outlives_client:
+            if self._deadline is not None:
+                self._stop_time()
             self._end()
 
     def _end(self) -> None:
@@ -124,7 +125,7 @@ class Answer(Running):
         Args:
             work: The handler's call, or its stream.
         """
-        self.leave_behind(work, self._end)
+        self.outlive_client(work, self._end)
 
     def limit_time(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         """Have it end, unless its answer has begun before.
@@ -144,7 +145,7 @@ class Answer(Running):
         """End it, or what its handler still does: its time is over. On the loop that serves it."""
         if self._ended or self.expired or self.timed_out:
             return
-        if (work := self._left_behind) is not None:
+        if (work := self._work) is not None:
             logger.warning("The handler of a client that has left takes too long, and is cancelled")
             work.cancel()
         elif not self.started and self.task is not None:
@@ -154,13 +155,14 @@ class Answer(Running):
     def begin(self) -> None:
         """Take note that the answer begins, which is the end of the time that it may take to do so."""
         self.started = True
-        self._stop_time()
+        if self._deadline is not None:
+            self._stop_time()
 
     def expire(self) -> None:
         """End it: the service's time to shut down is over."""
-        if self.timed_out and not self.is_left_behind:
+        if self.timed_out and not self.outlives_client:
             return  # as is done already
-        if self._iterated_here is None or self.is_left_behind:
+        if self._iterated_here is None or self.outlives_client:
             super().expire()
         else:
             self.announce_expiry()
@@ -204,7 +206,7 @@ class Answer(Running):
     # -- On the loop that serves it
 
     async def send(self, message: Message) -> None:
-        """Send an ASGI message of somebody else's response."""
+        """Send an ASGI message of a response that the author made."""
         if message["type"] == "http.response.start":
             self.begin()
             self.record.status = message["status"]
@@ -248,7 +250,7 @@ class Answer(Running):
             await before_end()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def unheard(self) -> None:
+    async def close_without_client(self) -> None:
         """End an exchange whose client has left, with the answer that a middleware around it may insist on."""
         self.record.left = True
         self.started = True

@@ -18,6 +18,7 @@ from litestar_agentcore.authoring import AgentAuthoring, AnyFunction
 from litestar_agentcore.controllers.invocations import PATH as INVOCATIONS
 from litestar_agentcore.controllers.invocations import FastPath
 from litestar_agentcore.errors import exception_handlers
+from litestar_agentcore.lost_connections import client_send
 from litestar_agentcore.plugin import APP_LOGGER, AgentCorePlugin
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
@@ -88,7 +89,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             if fast_path.serves(scope):
                 await fast_path.serve(scope, receive, send)
                 return
-        await super().__call__(scope, receive, send)
+        await super().__call__(scope, receive, client_send(send))
 
     def _keep_state(self, lifespan: Lifespan) -> Lifespan:
         """Have what the lifespan yields be in the state of each request, as the ASGI specification's lifespan state."""

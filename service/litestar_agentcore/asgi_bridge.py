@@ -102,7 +102,7 @@ class AsgiBridge:
 
     def _settle(self, sent: _Sent, error: Exception | None) -> None:
         self._sending.release()
-        if not sent.done():  # else whoever sent it was cancelled
+        if not sent.done():  # else the sender was cancelled
             sent.set_result(error)
 
     # -- On the accepting loop
@@ -192,7 +192,7 @@ async def serve_on_agent_loop(
 
     Args:
         execution: Where handlers run.
-        name: What people know the function by.
+        name: The function's name in the log.
         function: What to run. It is called with the ASGI functions that it is to use.
         receive: The ASGI receive function of this loop.
         send: The ASGI send function of this loop.

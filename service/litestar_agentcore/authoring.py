@@ -112,7 +112,7 @@ class AgentAuthoring:
         """Count a task as active, from any thread.
 
         Args:
-            name: What people will know it by.
+            name: Its name in metrics, spans and the log.
             metadata: Whatever else is worth knowing of it.
 
         Returns:

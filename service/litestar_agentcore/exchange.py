@@ -15,6 +15,7 @@ from litestar_agentcore.connections import agent_request
 from litestar_agentcore.debug_actions import debug_action
 from litestar_agentcore.disconnects import DisconnectWatcher
 from litestar_agentcore.errors import BrokenResponseError
+from litestar_agentcore.lost_connections import ClientSend, client_send
 from litestar_agentcore.protocol.context import current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders
 from litestar_agentcore.protocol.models import (
@@ -106,6 +107,7 @@ class InvocationExchange:
         token = enter_request(values, experiment)
         record = telemetry.invocation(scope, parent, request.host, request.user_agent)
         loop = asyncio.get_running_loop()
+        send = client_send(send)
         answer = Answer(scope, send, headers, record, values, agent.running, loop)
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)
@@ -130,6 +132,8 @@ class InvocationExchange:
                 ScopeState.from_scope(scope).response_started = True
             raise
         finally:
+            if isinstance(send, ClientSend) and send.lost:
+                record.leave()
             answer.end()
             record.end()
             current_request.reset(token)
@@ -156,7 +160,7 @@ class InvocationExchange:
         )
         if body is None:
             logger.info("The client went away before its request was complete")
-            await answer.unheard()
+            await answer.close_without_client()
             return
         if self._debug and (action_answer := await debug_action(agent, body)) is not None:
             await answer.value(action_answer)
@@ -169,7 +173,7 @@ class InvocationExchange:
         admission = agent.admission
         if admission is not None and not await self._admit(admission, disconnects, receive, answer):
             logger.info("The client went away before there was a place for its invocation")
-            await answer.unheard()
+            await answer.close_without_client()
             return
         context = None
         if handler.context is not None:
@@ -185,7 +189,7 @@ class InvocationExchange:
             await self._answer_failure(outcome, scope, receive, answer)
         elif outcome is None:
             logger.info("The client went away before the handler had an answer for it")
-            await answer.unheard()
+            await answer.close_without_client()
         else:
             await self._respond(outcome, scope, receive, answer)
 
@@ -234,7 +238,7 @@ class InvocationExchange:
     ) -> Any:
         """What the handler comes to; ``None`` where the client leaves first.
 
-        The handler then runs on unheard, unless the settings have it cancelled.
+        The handler then runs on, and its outcome is dropped, unless the settings have it cancelled.
         """
         execution = self._agent.execution
         if not execution.has_room_for(handler):

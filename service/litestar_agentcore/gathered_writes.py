@@ -4,7 +4,7 @@ from typing import Any
 
 from litestar.types import Send
 
-_SERVERS = frozenset({"uvicorn.protocols.http.httptools_impl", "uvicorn.protocols.http.h11_impl"})
+from litestar_agentcore.lost_connections import server_cycle
 
 MOST_BYTES = 64 * 1024
 """Larger bodies are written on their own: to copy them would cost more than it saves."""
@@ -32,7 +32,8 @@ class Gathered:
         """Write what was kept, and step aside."""
         self._cycle.transport = transport = self._transport
         if parts := self._parts:
-            transport.write(b"".join(parts))
+            if not transport.is_closing():  # uvloop's raises where it is closed
+                transport.write(b"".join(parts))
             parts.clear()
 
     def close(self) -> None:
@@ -58,8 +59,8 @@ def gather(send: Send, size: int) -> Gathered | None:
     """
     if size > MOST_BYTES:
         return None
-    cycle: Any = getattr(send, "__self__", None)
-    if not writes_to_server(send) or (transport := getattr(cycle, "transport", None)) is None:
+    cycle = server_cycle(send)
+    if cycle is None or (transport := getattr(cycle, "transport", None)) is None:
         return None
     return Gathered(cycle, transport)
 
@@ -70,4 +71,4 @@ def writes_to_server(send: Send) -> bool:
     Args:
         send: The ASGI send function.
     """
-    return type(getattr(send, "__self__", None)).__module__ in _SERVERS
+    return server_cycle(send) is not None

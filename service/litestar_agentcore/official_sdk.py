@@ -2,7 +2,7 @@
 
 Its identity and memory decorators ask that class for the token and the ids. Agents import it at the top of a file, or
 only inside a handler or a tool, so the class is changed whenever its module is loaded. Nothing is imported here, and
-where nobody imports that module nothing happens.
+where that module is not imported nothing happens.
 """
 
 import sys

@@ -26,7 +26,7 @@ from litestar_agentcore.protocol.context import current_request
 from litestar_agentcore.protocol.settings import Settings, retired_variables
 from litestar_agentcore.responses import as_responder
 from litestar_agentcore.runtime.agent import Agent
-from litestar_agentcore.shutdown import Shutdown, leave_behind
+from litestar_agentcore.shutdown import Shutdown, detach_stuck_tasks
 from litestar_agentcore.version import __version__
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         settings: How the service behaves; by default as the ``AGENTCORE_*`` variables say.
         debug: Whether payloads may ask for debug actions; by default as the application's own ``debug``.
         logging: Whether the log lines of the service are written to standard error, and those of all other loggers
-            where nobody has set up the root logger. Meant for an application that is nothing but the agent.
+            where the root logger is not set up. Meant for an application that is nothing but the agent.
         ping_path: Where ``/ping`` is, in an application that has one of its own; ``None`` leaves it out.
         ready_path: Likewise for ``/ready``.
         metrics_path: Likewise for ``/metrics``.
@@ -155,7 +155,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
             finally:
                 self.agent.shutting_down = True
                 await shutdown.finish()
-                await leave_behind()
+                await detach_stuck_tasks()
                 await asyncio.to_thread(self.agent.stop)
                 self.agent.refuses_work = False  # who calls the application without a lifespan is welcome again
 

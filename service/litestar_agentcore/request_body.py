@@ -27,7 +27,7 @@ async def read_body(
 ) -> bytes | None:
     """Read the whole body. ``None`` where the client went away before it was complete.
 
-    A middleware may have read it before: Litestar keeps it in the scope's state, for whoever asks next.
+    A middleware may have read it before: Litestar keeps it in the scope's state, for what reads it next.
 
     Args:
         request: The headers of the request.
@@ -96,7 +96,7 @@ async def _read_on(
 
 
 def keep_body(scope: Scope, body: bytes | None) -> None:
-    """Have whoever makes a Litestar request of the scope find the body that was read.
+    """Have a Litestar request that is made of the scope find the body that was read.
 
     Args:
         scope: The ASGI scope of the request.

@@ -58,7 +58,7 @@ class Shutdown:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._hurry = False
+        self._end_now = False
         self.has_server = False
         """Whether a server runs the application in this process, and not a test client, say."""
         self._draining: asyncio.Task[None] | None = None
@@ -66,7 +66,7 @@ class Shutdown:
     @contextmanager
     def on_termination(self) -> Iterator[None]:
         """Take the signals as long as the application lives."""
-        if threading.current_thread() is not threading.main_thread():  # nobody else may set a signal handler
+        if threading.current_thread() is not threading.main_thread():  # only there may a signal handler be set
             yield
             return
         loop = asyncio.get_running_loop()
@@ -101,7 +101,7 @@ class Shutdown:
 
     def _take(self, loop: asyncio.AbstractEventLoop, number: int, server: SignalHandler) -> None:
         if self._agent.shutting_down:
-            self._hurry = True
+            self._end_now = True
         self._agent.shutting_down = self._agent.refuses_work = True
         if self._draining is None or self._draining.done():
             loop.call_soon_threadsafe(self._begin, loop, number, server)
@@ -115,7 +115,7 @@ class Shutdown:
     async def _drain(self, number: int, server: SignalHandler) -> None:
         deadline = monotonic() + self._agent.settings.shutdown_grace_seconds
         await self._end_work(self._agent.settings.shutdown_grace_seconds)
-        _limit_waiting(server, SERVER_SECONDS if self._hurry else max(deadline - monotonic(), 0) + SERVER_SECONDS)
+        _limit_waiting(server, SERVER_SECONDS if self._end_now else max(deadline - monotonic(), 0) + SERVER_SECONDS)
         server(number, None)
 
     async def _end_work(self, grace: float) -> None:
@@ -131,12 +131,12 @@ class Shutdown:
                 grace,
             )
         # Work ends in many places and on many threads; for once, asking is simpler than being told.
-        while (agent.work or not turned) and not self._hurry and (left := deadline - monotonic()) > 0:
+        while (agent.work or not turned) and not self._end_now and (left := deadline - monotonic()) > 0:
             await asyncio.sleep(min(LOOK_SECONDS, left))
             turned = await agent.loop.turn(min(LOOK_SECONDS, left))
         for work in agent.work:
             work.expire()
-            await asyncio.sleep(0)  # one by one: each can say its last word before the next is cancelled
+            await asyncio.sleep(0)  # one by one: each can end its answer before the next is cancelled
 
 
 _masks: dict[int, set[int]] = {}
@@ -173,13 +173,13 @@ def _limit_waiting(server: SignalHandler, seconds: float) -> None:
         config.timeout_graceful_shutdown = math.ceil(seconds)
 
 
-async def leave_behind() -> None:
+async def detach_stuck_tasks() -> None:
     """Have the server's loop not wait for tasks that do not let themselves be cancelled, as it would for ever."""
     cancelled = {task for task in asyncio.all_tasks() if task.cancelling()}
     if not cancelled:
         return
     _, stuck = await asyncio.wait(cancelled, timeout=LEAVE_SECONDS)
     for task in stuck:
-        logger.warning("A task did not end when it was cancelled, and is left behind: %r", task)
+        logger.warning("A task did not end when it was cancelled, and is not waited for: %r", task)
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - as asyncio.gather() does
         asyncio._unregister_task(task)  # noqa: SLF001 - documented, for those who extend asyncio

@@ -29,6 +29,9 @@ INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
 """Close codes of RFC 6455, section 7.4.1, and of the registry that it founded."""
 
+_CLOSING_TURNS = 3
+"""In how many turns of its loop a server closes a connection that was broken or refused before the handshake."""
+
 AnySocket = WebSocket[Any, Any, Any]
 
 
@@ -57,6 +60,13 @@ class WebSocketConnection:
 
     async def serve(self) -> None:
         """Serve the connection until it is closed."""
+        await self._serve_or_refuse()
+        if self._disconnect is not None or not self._accepted:
+            # Until it has closed it, uvicorn takes an application that has returned for one that has failed.
+            for _ in range(_CLOSING_TURNS):
+                await asyncio.sleep(0)
+
+    async def _serve_or_refuse(self) -> None:
         agent = self._agent
         request = agent.headers.read(self._scope["headers"])
         values = request.values
@@ -163,7 +173,7 @@ class WebSocketConnection:
         return message
 
     async def _send_message(self, message: Message) -> None:
-        if (disconnect := self._disconnect) is not None:  # it is read ahead of the handler, which sends in vain
+        if (disconnect := self._disconnect) is not None:  # which is read before the handler asks for it
             raise ClientDisconnected(disconnect.get("code") or NO_STATUS, disconnect.get("reason") or "")
         if message["type"] == "websocket.accept":
             self._accepted = True

@@ -1,1 +1,1 @@
-"""What the service tells about itself. Knows nothing of ``service`` nor of Litestar."""
+"""Traces, metrics and logs of a service. Depends neither on ``litestar_agentcore`` nor on Litestar."""

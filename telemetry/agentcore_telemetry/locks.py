@@ -6,7 +6,7 @@ from types import TracebackType
 
 
 class ForkSafeLock:
-    """A reentrant lock for the life of the process, which is free in a forked process whoever held it in the parent.
+    """A reentrant lock for the life of the process, which is free in a forked process.
 
     ``acquire`` and ``release`` are those of :class:`threading.RLock`.
     """

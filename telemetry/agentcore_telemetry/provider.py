@@ -52,7 +52,7 @@ RequestAttributes = Callable[[], Mapping[str, str]]
 
 
 class RequestAttributesProcessor(SpanProcessor):
-    """Puts the attributes of the request onto every span that begins in its context, whoever records it.
+    """Puts the attributes of the request onto every span that begins in its context, those of other libraries included.
 
     Args:
         attributes: Returns them.

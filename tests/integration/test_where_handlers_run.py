@@ -646,6 +646,32 @@ def test_an_error_that_is_slow_to_tell_holds_no_probe_up(name: str, answer: Any)
         assert (status, content) == answer or (status, content[0], content[1]["error"]) == (200, 0, answer)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "forks_and_comes_back",
+        "forks_and_comes_back_without_await",
+        "forks_and_comes_back_plainly",
+        "forks_and_comes_back_in_another_thread",
+        "forks_and_awaits",
+        "forks_in_a_stream",
+    ],
+)
+def test_a_forked_process_that_comes_back_from_the_handler_is_ended_and_holds_nobody_up(name: str) -> None:
+    with serving(name) as server:
+        for times in range(1, 4):
+            status, child = call(server, 0)
+            status_of_end, code = call(server, child[0] if isinstance(child, list) else child)
+            assert (status, status_of_end) == (200, 200)
+            assert (code[0] if isinstance(code, list) else code) == 1
+            said = [entry for entry in entries(server) if "forked a process that did not end" in entry["message"]]
+            assert len(said) == times
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
+            connection.sendall(b"GET /ping HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
+            while connection.recv(SMALL_BUFFER):  # to its end: nobody else keeps the connection open
+                pass
+
+
 def test_a_forked_process_can_be_terminated() -> None:
     with serving("forks_a_process") as server:
         assert call(server, {}) == (200, -signal.SIGTERM)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import inspect
+import logging
 import random
 import sys
 import threading
@@ -539,6 +540,33 @@ class TestWhatWouldEndAnotherLoop:
         assert [record.message for record in caplog.get_records("call")] == [
             "A handler stopped the agent's event loop, which goes on"
         ]
+
+    def test_a_handler_cannot_close_the_loop_not_even_while_it_is_stopped(self, agent: AgentLoop) -> None:
+        async def stop() -> str:
+            asyncio.get_running_loop().stop()
+            await asyncio.sleep(0.01)
+            return here()
+
+        loop, refused = agent.loop, []
+
+        class Closing(logging.Handler):
+            """Closes the loop in the moment in which it says that it was stopped, and does not run."""
+
+            def emit(self, record: logging.LogRecord) -> None:
+                assert not loop.is_running()
+                try:
+                    loop.close()
+                except RuntimeError as error:
+                    refused.append(str(error))
+
+        closing = Closing()
+        module.logger.addHandler(closing)
+        try:
+            assert run(agent, stop) == THREAD
+        finally:
+            module.logger.removeHandler(closing)
+        assert refused == ["The agent's event loop runs every async handler, and cannot be closed by one of them"]
+        assert run(agent, the_loop) is loop
 
 
 class TestTheEndOfALifespan:

@@ -1,5 +1,6 @@
 """``/schema``: the OpenAPI page, and whether the service does what it says."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -414,6 +415,37 @@ def test_every_error_is_answered_as_it_is_described(
     assert fits(page, schema, response.json())
     assert not fits(page, schema, {"unknown": 1})
     assert described["description"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 408, 413, 429, 431, 500, 503, 504])
+def test_each_refusal_is_described_with_the_shape_of_an_error(status: int) -> None:
+    page = page_for(Ask)
+    described = operation(page)["responses"][str(status)]
+    schema = described["content"]["application/json"]["schema"]
+    assert described["description"]
+    assert fits(page, schema, {"error": "wrong"})
+    assert fits(page, schema, {"error": "wrong", "details": "so"})
+    assert not fits(page, schema, {"details": "so"})
+
+
+def test_only_the_refusal_of_too_many_says_when_to_try_again() -> None:
+    responses = operation(page_for(Ask))["responses"]
+    assert [status for status, response in responses.items() if "Retry-After" in response["headers"]] == ["429"]
+    assert responses["429"]["headers"]["Retry-After"]["schema"] == {"type": "integer", "minimum": 1}
+
+
+def test_an_invocation_that_takes_too_long_is_answered_as_it_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def waits(payload: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setenv("AGENTCORE_INVOCATION_TIMEOUT_SECONDS", "0.05")
+    app = BedrockAgentCoreApp()
+    app.entrypoint(waits)
+    page = page_of(app)
+    with TestClient(app=app) as client:
+        response = client.post("/invocations", json={})
+    assert response.status_code == 504
+    assert fits(page, operation(page)["responses"]["504"]["content"]["application/json"]["schema"], response.json())
 
 
 @pytest.mark.parametrize("path", ["/ping", "/ready"])

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import Context, copy_context
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -316,9 +317,26 @@ class SimulatedLoop:
         self.turn_began = 0.0
         self.step: object = None
         self.turns = self
+        self.frame: FrameType | None = sys._getframe()
 
     def runner(self) -> Runner:
-        return Runner(self.step, "chat", None, None)
+        return Runner(self.step, "chat", None, self.frame)
+
+
+def test_a_loop_whose_thread_has_ended_in_the_middle_of_a_turn_is_held_by_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(module, "monotonic", lambda: clock.now)
+    loop = SimulatedLoop()
+    loop.turn_began, loop.frame = 100.0, None
+    counted: list[float] = []
+    watchdog = Watchdog(loop, 1.0, lambda: counted.append(clock.now))  # type: ignore[arg-type,unused-ignore]
+    watchdog.stop()
+    for _ in range(100):
+        clock.now += 0.1
+        watchdog._look()
+    assert (counted, caplog.messages) == ([], [])
 
 
 @pytest.mark.parametrize("phase", range(8))
@@ -351,11 +369,11 @@ def test_a_stall_is_named_while_it_lasts(stall: float, caplog: pytest.LogCapture
     watched = Watched(stall)
     for handler in (held_at_once, held_after_an_await):
         block = Block()
+        stalls = watched.stalls
         ended = watched.begin(handler(block), name=handler.__name__)
         block.wait_until_entered()
-        stalls = watched.stalls
         eventually(lambda stalls=stalls: watched.stalls > stalls)  # type: ignore[misc]
-        assert stall < time.monotonic() - block.since < 1.25 * stall + 1  # on a busy machine; by itself, a quarter
+        assert time.monotonic() - block.since > stall
         assert not ended.is_set()
         block.release()
         assert ended.wait(PATIENCE)

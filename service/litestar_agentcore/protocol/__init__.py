@@ -1,1 +1,1 @@
-"""The words of the contract: headers, models, settings, serialization. Imports nothing of the layers above."""
+"""What the wire contract defines: headers, models, settings, serialization. Imports nothing of the layers above."""

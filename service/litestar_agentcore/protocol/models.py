@@ -7,7 +7,7 @@ import msgspec
 
 
 class PingStatus(str, Enum):  # noqa: UP042 - as the reference has it, down to its ``str()``
-    """What ``GET /ping`` says of the agent, in the words of the AgentCore Runtime contract."""
+    """What ``GET /ping`` says of the agent, as the AgentCore Runtime contract has it."""
 
     HEALTHY = "Healthy"
     """Ready for work, and none is going on in the background."""
@@ -56,7 +56,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
 
     Args:
         status: The HTTP status, 400 to 599.
-        error: What was wrong, in the words of the contract.
+        error: What was wrong, as the contract names it.
         details: Where or how, if there is more to say. May quote the request, so it goes to the caller alone.
         reason: What the log may say of it; ``error`` by default.
         headers: Headers of the answer, beside those of every answer.

@@ -89,7 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     invocation_timeout_seconds: SecondsOrOff = 0.0
     """How long an invocation may take until its answer begins, from its arrival; 0 for any time.
 
-    Then it is answered 504, and its handler cancelled. A plain one cannot be cancelled: it runs on unheard, holds its
+    Then it is answered 504, and its handler cancelled. A plain one cannot be cancelled: it runs on, holds its
     place, and is waited for by a shutdown.
     """
 

@@ -90,7 +90,7 @@ class Admission:
         self._queue_size = queue_size
         self._session_queue_size = max(queue_size // 2, 1)
         self.queue_seconds = queue_seconds
-        """How long somebody may wait, in seconds; 0 where that is not limited."""
+        """How long an invocation may wait, in seconds; 0 where that is not limited."""
         self._lock = threading.Lock()
         self._held = 0
         self._held_by: Counter[str] = Counter()
@@ -109,7 +109,7 @@ class Admission:
 
     @property
     def retry_after(self) -> int:
-        """After how many whole seconds somebody who was refused had better ask again; at least 1."""
+        """The ``Retry-After`` of a refusal, in whole seconds; at least 1."""
         return max(math.ceil(self.queue_seconds), 1) if self._queue_size else 1
 
     def is_full(self, session: str | None) -> bool:
@@ -134,7 +134,7 @@ class Admission:
         """
         place = Place(self, session, loop)
         with self._lock:
-            # A place is free only while nobody who waits may have it, so nobody is overtaken.
+            # A place is free only while none of those that wait may have it, so none is overtaken.
             if self._has_place(session):
                 self._take(place)
             elif self._has_room(session):
@@ -171,7 +171,7 @@ class Admission:
                 self._take(following)
                 if _wake(following):
                     break
-                self._take_back(following)  # its loop is closed: nobody waits there any more
+                self._take_back(following)  # its loop is closed
             return True
 
     # -- With the lock held

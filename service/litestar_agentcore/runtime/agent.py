@@ -84,7 +84,7 @@ class Agent:
             payload: The type of its payload; by default the annotation of its first parameter.
 
         Returns:
-            What is known of it.
+            The inspected handler.
 
         Raises:
             TypeError: It cannot be called with a payload, or the payload's type cannot be decoded.

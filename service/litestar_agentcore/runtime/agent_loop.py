@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, TypeVarTuple, Unpack
 
 from litestar_agentcore.runtime.callbacks import call_threadsafe
+from litestar_agentcore.runtime.forking import end_child
 from litestar_agentcore.runtime.tasks import make_task
 from litestar_agentcore.runtime.threads import ThreadPool
 from litestar_agentcore.runtime.watchdog import Runner, Watchdog
@@ -82,10 +83,14 @@ class _Selector(selectors.DefaultSelector):
         """Whether the loop has to be woken up for a callback that another thread adds."""
         self.turn_began = 0.0
         """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
+        self.in_child = False
+        """Whether this is a process that was forked on the loop's thread, which must leave the parent's files alone."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait for the files of the loop, for its next timer, or for a callback from another thread."""
         self.turn_began = 0.0
+        if self.in_child:
+            end_child()
         if timeout is None or timeout > 0:
             # In this order: a thread that adds a callback asks afterwards whether the loop waits.
             self.waiting = True
@@ -119,6 +124,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         self._started: dict[asyncio.Task[Any], Context] = {}
         self._ended = False
         self.thread: threading.Thread | None = None
+        _loops.add(self)
         # On the object, since nest_asyncio replaces the methods of the class.
         self.run_until_complete = _refusing_foreign_threads(weakref.ref(self))  # type: ignore[assignment,method-assign]
 
@@ -206,7 +212,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         Args:
             coroutine: What to run; it handles its own errors.
             context: The context to run it in.
-            name: What people know it by.
+            name: Its name in the log.
 
         Returns:
             The task.
@@ -253,6 +259,21 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         with contextlib.suppress(RuntimeError):
             self._wake_requested.release()
 
+    def close(self) -> None:
+        """Close the loop once its thread has ended it.
+
+        Raises:
+            RuntimeError: It is still the loop of all handlers, even if one of them has just stopped it.
+        """
+        if not self._ended and self.thread is not None and self.thread.is_alive():
+            raise RuntimeError("The agent's event loop runs every async handler, and cannot be closed by one of them")
+        super().close()
+
+    def leave_to_parent(self) -> None:
+        """Run nothing more, in a process that was forked on the loop's thread: all that waits here is the parent's."""
+        self._callbacks.clear()
+        self.turns.in_child = True
+
     def end_when_idle(self) -> None:
         """End the thread and close the loop once no task is left on it."""
         if asyncio.all_tasks(self):
@@ -260,11 +281,6 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         else:
             self._ended = True
             self.stop()
-
-    @property
-    def turn_began(self) -> float:
-        """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
-        return self.turns.turn_began
 
     def runner(self) -> Runner:
         """What the loop runs in its present turn; asked from another thread, by the watchdog."""
@@ -277,6 +293,19 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
             return Runner(task, name, self._started.get(task), frame)
         handle = _handle_of(frame)
         return Runner(handle, "a callback", getattr(handle, "_context", None), frame)
+
+
+_loops: "weakref.WeakSet[AgentEventLoop]" = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for loop in _loops:
+        if loop.thread is threading.current_thread():
+            loop.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _handle_of(frame: FrameType | None) -> object:
@@ -338,7 +367,7 @@ class AgentLoop:
                 loop.thread = threading.Thread(target=loop.runs_forever, name=THREAD_NAME, daemon=True)
                 loop.thread.start()
                 threading.Thread(target=loop.wakes, name="agentcore-waker", daemon=True).start()
-                # Neither thread knows the app, so that one that nobody knows any more takes its threads along.
+                # Neither thread refers to the app, so that an app that is garbage takes its threads along.
                 weakref.finalize(self, _release, loop, watchdog).atexit = False
                 self._loop = loop
             return self._loop
@@ -349,7 +378,7 @@ class AgentLoop:
         Args:
             coroutine: What to run; it handles its own errors.
             context: The context to run it in.
-            name: What people know it by.
+            name: Its name in the log.
 
         Returns:
             Its task. To be cancelled on its loop.

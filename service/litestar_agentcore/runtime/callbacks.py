@@ -77,7 +77,7 @@ def callbacks_of(loop: asyncio.AbstractEventLoop) -> CallbackQueue:
     """
     queue = _queues.get(loop)
     if queue is None:
-        for closed in [known for known in _queues if known.is_closed()]:
+        for closed in [each for each in _queues if each.is_closed()]:
             del _queues[closed]
         queue = _queues[loop] = CallbackQueue(loop)
     return queue

@@ -12,6 +12,7 @@ from litestar_agentcore.protocol.serialization import encode
 from litestar_agentcore.runtime.agent_loop import AgentLoop, spawn_inline
 from litestar_agentcore.runtime.callbacks import CallbackQueue, call_threadsafe
 from litestar_agentcore.runtime.failure import Failure
+from litestar_agentcore.runtime.forking import end_stray_child
 from litestar_agentcore.runtime.handler import Handler, HandlerKind
 from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, PlainEventStream
 from litestar_agentcore.runtime.threads import ThreadPool
@@ -79,7 +80,7 @@ class Execution:
         Args:
             coroutine: What to run; it handles its own errors.
             context: The context to run it in.
-            name: What people know it by.
+            name: Its name in the log.
 
         Returns:
             Its task. To be cancelled on its loop.
@@ -185,21 +186,21 @@ class HandlerCall:
     # -- On the loop that accepts requests
 
     def abandon(self) -> None:
-        """Let the handler run on unheard: its client has left."""
+        """Let the handler run on, and drop its outcome: its client has left."""
         if not self._outcome.done():
             self._outcome.set_result(None)
 
     def abandon_and_cancel(self) -> None:
-        """Cancel the handler where it can be, else let it run on unheard: its client has left."""
+        """Cancel the handler where it can be, else let it run on and drop its outcome: its client has left."""
         self.abandon()
         self.cancel()
 
     def cancel(self) -> None:
-        """Cancel the handler, where it is an async one or has become one; a plain one runs on unheard."""
+        """Cancel the handler, where it is an async one or has become one; a plain one runs on."""
         self._cancelled = True  # for a handler that has not begun, since its loop is held
         outcome = self._outcome
         if not outcome.cancel() and not outcome.cancelled() and isinstance(stream := outcome.result(), EventStream):
-            stream.close()  # whoever asked was cancelled before it could take it
+            stream.close()  # the task that asked was cancelled before it could take it
         if self._task is not None:
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
@@ -215,7 +216,7 @@ class HandlerCall:
         if not self._outcome.done():
             self._outcome.set_result(result)
         elif isinstance(result, EventStream):
-            result.close()  # whoever asked is gone
+            result.close()  # the task that asked was cancelled
 
     def _spawn_awaitable(self, value: Awaitable[Any], context: Context) -> None:
         """Go on with what plain code returned as an async handler does."""
@@ -256,8 +257,8 @@ class HandlerCall:
         try:
             result = self._result_of(await start())
         except BaseException as error:
-            unheard = isinstance(error, asyncio.CancelledError) and self._outcome.done()
-            result = None if unheard else self._observer.describe(error)
+            is_dropped = isinstance(error, asyncio.CancelledError) and self._outcome.done()
+            result = None if is_dropped else self._observer.describe(error)
         self._hand_over(result)
         if isinstance(result, AsyncEventStream):
             await result.iterate()
@@ -288,6 +289,7 @@ class HandlerCall:
         except BaseException as error:
             result = self._observer.describe(error)
         finally:
+            end_stray_child()
             asyncio._set_running_loop(None)  # noqa: SLF001
         if isinstance(result, AsyncEventStream):
             self._callbacks.call_soon(self._spawn_stream, result, copy_context())
@@ -296,7 +298,7 @@ class HandlerCall:
             result.iterate()
 
     def _result_of(self, value: Any) -> Any:
-        """Encode what a handler returned, here on its side, where a large value holds nobody up."""
+        """Encode what a handler returned, here on its side, where a large value does not hold up the accepting loop."""
         try:
             if type(value) in _PLAIN_VALUES:
                 return encode(value)
@@ -320,7 +322,7 @@ class HandlerCall:
 
 
 class TaskWork:
-    """What one task does for a request, as what may be left behind; see :class:`running.HandlerWork`.
+    """What one task does for a request, as what may outlive its client; see :class:`running.HandlerWork`.
 
     Args:
         task: The task.

@@ -63,7 +63,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def name_of(function: object) -> str:
-    """The name by which people know a function, a partial or a callable object."""
+    """The name of a function, a partial or a callable object."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", None) or type(function).__name__
@@ -75,10 +75,10 @@ def inspect_handler(function: HandlerFunction, payload_type: Any = None) -> Hand
     Args:
         function: A function, generator function, ``functools.partial``, bound method or callable object.
         payload_type: The type of its payload; by default the annotation of its first parameter. Behind a
-            ``functools.wraps`` decorator an annotation does not count, since nobody can see what the wrapper passes on.
+            ``functools.wraps`` decorator an annotation does not count, since the wrapper may pass on something else.
 
     Returns:
-        What is known of it.
+        The inspected handler.
 
     Raises:
         TypeError: The function cannot be called with a payload (and a context, where its second parameter is named so),

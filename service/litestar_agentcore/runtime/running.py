@@ -27,11 +27,11 @@ class Running:
 
     Args:
         kind: What it is called in the log.
-        values: What is known of its request.
+        values: The ids and headers of its request.
         loop: The loop that serves it, in a task of which this is called.
     """
 
-    __slots__ = ("__weakref__", "_left_behind", "began", "expired", "kind", "task", "values")
+    __slots__ = ("__weakref__", "_work", "began", "expired", "kind", "task", "values")
 
     def __init__(self, kind: str, values: RequestValues, loop: asyncio.AbstractEventLoop) -> None:
         self.kind = kind
@@ -40,28 +40,28 @@ class Running:
         self.task = asyncio.current_task(loop)
         self.expired = False
         """Whether it was ended because the service's time to shut down was over."""
-        self._left_behind: HandlerWork | None = None
+        self._work: HandlerWork | None = None
 
-    def leave_behind(self, work: HandlerWork, on_end: Callable[[], object]) -> None:
+    def outlive_client(self, work: HandlerWork, on_end: Callable[[], object]) -> None:
         """Go on as what a handler still does once its client has left.
 
         Args:
             work: The handler's code.
             on_end: Called once that has ended, on any thread.
         """
-        self._left_behind = work
+        self._work = work
         work.when_ended(on_end)
 
     @property
-    def is_left_behind(self) -> bool:
+    def outlives_client(self) -> bool:
         """Whether it is only there for what its handler still does."""
-        return self._left_behind is not None
+        return self._work is not None
 
     def expire(self) -> None:
         """End it: the service's time to shut down is over. From any thread."""
         self.announce_expiry()
-        if self._left_behind is not None:
-            self._left_behind.cancel()
+        if self._work is not None:
+            self._work.cancel()
         elif self.task is not None:
             loop = self.task.get_loop()
             if asyncio._get_running_loop() is loop:  # noqa: SLF001 - which does not raise, unlike its public twin
@@ -82,6 +82,6 @@ class Running:
         current_request.reset(token)
 
     def resume(self) -> None:
-        """Go on after the cancellation, to say a last word."""
+        """Go on after the cancellation, to end the answer cleanly."""
         if self.task is not None:
             self.task.uncancel()

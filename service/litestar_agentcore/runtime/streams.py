@@ -105,7 +105,7 @@ class EventStream:
             _wake(taker)
 
     def close(self) -> None:
-        """Close the generator, since nobody wants its events any more. Call it on the loop of :meth:`take`."""
+        """Close the generator: its events are not wanted any more. Call it on the loop of :meth:`take`."""
         with self._lock:
             if self._closed:
                 return
@@ -132,7 +132,7 @@ class EventStream:
             self._callbacks.call_soon(_wake, taker)
 
     def _pause(self) -> bool:
-        """Leave it to ``take`` to resume the generator. Returns False where there is room again, or nobody to wait for.
+        """Leave it to ``take`` to resume the generator. Returns False where there is room again, or no client.
 
         Told apart from being full because the generator's side takes its time to stop, and the client's side must not
         resume it twice.

@@ -32,9 +32,9 @@ class ActiveTask(msgspec.Struct, eq=False):
     began: float
     """On the monotonic clock, in seconds."""
     values: RequestValues
-    """What is known of the request that started it."""
+    """The ids and headers of the request that started it."""
     runner: "asyncio.Task[Any] | None"
-    """The asyncio task that it is, where that is known."""
+    """The asyncio task that it is, where there is one."""
     registry: "TaskRegistry"
     task_id: int
     record: TaskRecord | None = None
@@ -86,7 +86,7 @@ class TaskRegistry:
         """Count a task as active.
 
         Args:
-            name: What people will know it by.
+            name: Its name in metrics, spans and the log.
             metadata: Whatever else is worth knowing of it.
 
         Returns:
@@ -170,7 +170,7 @@ class TaskRegistry:
 
         Args:
             coroutine: What it is to run.
-            name: What people will know it by.
+            name: Its name in metrics, spans and the log.
             make: Makes it.
 
         Returns:
@@ -195,7 +195,7 @@ class TaskRegistry:
         if (task := self._not_begun.pop(runner, None)) is not None:  # it was cancelled before its first step
             self.finish(task.task_id, "failed", asyncio.CancelledError())
         elif not runner.cancelled():
-            runner.exception()  # which is in the log: asyncio need not say that nobody has asked for it
+            runner.exception()  # which is in the log: asyncio need not log that it was never retrieved
 
     def begin(self, name: str) -> ActiveTask:
         """Count what begins in the current asyncio task, unless :meth:`make` has done so."""

@@ -5,6 +5,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from litestar_agentcore.runtime.forking import end_stray_child
+
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0
@@ -23,7 +25,7 @@ class _Worker:
 class ThreadPool:
     """A bounded number of threads that run calls at the same time, and a queue for the calls that find none free.
 
-    A call that waits for somebody else may be parked: another call then runs in its place.
+    A call that waits for a client may be parked: another call then runs in its place.
 
     The threads are daemons: a handler that never returns must not keep the process from ending, as one in a
     ``concurrent.futures.ThreadPoolExecutor`` would.
@@ -39,7 +41,7 @@ class ThreadPool:
         self._name = name
         self._park_limit = park_limit
         self._lock = threading.Lock()
-        self._free = size  # below 0 while calls that nobody waits for any more run besides
+        self._free = size  # below 0 while calls that are about to end run besides
         self._calls: deque[Callable[[], object]] = deque()
         self._returning: deque[threading.Lock] = deque()
         self._idle: list[_Worker] = []
@@ -93,6 +95,7 @@ class ThreadPool:
             except BaseException:  # a call handles its own errors; one that slips through must not cost a thread
                 logger.exception("A call in %s raised", threading.current_thread().name)
             del call
+            end_stray_child()
             with self._lock:
                 if self._free >= 0 and not self._returning and self._calls:
                     worker.call = self._calls.popleft()

@@ -106,7 +106,7 @@ class StreamTimer:
         loop: The loop on which the stream is sent, and on which everything here is called.
         age: How long ago its request came, in seconds.
         wake: Wakes the sender.
-        cut: Ends the sender, which has been woken in vain.
+        cut: Ends the sender, which has been woken without an event.
     """
 
     __slots__ = (

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from contextvars import Context
 from time import monotonic
 from types import FrameType
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from litestar_agentcore.protocol.context import current_request
+
+if TYPE_CHECKING:
+    from litestar_agentcore.runtime.agent_loop import AgentEventLoop
 
 logger = logging.getLogger(__name__)
 
@@ -36,20 +39,9 @@ class Runner(NamedTuple):
     name: str
     """The handler, or the coroutine that it started."""
     context: Context | None
-    """The context that it runs in, where that is known."""
+    """The context that it runs in, where it can be told."""
     frame: FrameType | None
     """The innermost stack frame of the loop's thread."""
-
-
-class WatchedLoop(Protocol):
-    """A loop as the watchdog sees it, from another thread."""
-
-    @property
-    def turn_began(self) -> float:
-        """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
-
-    def runner(self) -> Runner:
-        """What the loop runs in its present turn."""
 
 
 class Watchdog:
@@ -63,7 +55,7 @@ class Watchdog:
         on_stall: Called once for each that takes longer.
     """
 
-    def __init__(self, loop: WatchedLoop, stall_seconds: float, on_stall: Callable[[], object]) -> None:
+    def __init__(self, loop: "AgentEventLoop", stall_seconds: float, on_stall: Callable[[], object]) -> None:
         self._loop = loop
         self._stall_seconds = stall_seconds
         self._on_stall = on_stall
@@ -101,21 +93,21 @@ class Watchdog:
             self.asleep = False
             try:
                 self._look()
-            except Exception:  # nobody else would look at the loop
+            except Exception:  # or the thread would end, and the loop be watched no more
                 logger.exception("The watchdog of the agent's event loop failed, and goes on")
             now = monotonic()
-            if loop.turn_began:
+            if loop.turns.turn_began:
                 last_busy = now
             elif now - last_busy > AWAKE_SECONDS:
                 # In this order: the loop asks whether the watchdog sleeps after it has begun a turn.
                 self.asleep = True
-                if loop.turn_began:
+                if loop.turns.turn_began:
                     self.asleep = False
                 continue
             self._alarm.wait(self._interval)
 
     def _look(self) -> None:
-        turn = self._loop.turn_began
+        turn = self._loop.turns.turn_began
         if turn != self._turn:
             if self._reported:
                 logger.info("The agent's event loop turns again, after %.1f s", monotonic() - self._began)
@@ -125,7 +117,9 @@ class Watchdog:
         if not turn or now - turn < self._interval:
             return
         runner = self._loop.runner()
-        if self._loop.turn_began != turn:
+        if (
+            self._loop.turns.turn_began != turn or runner.frame is None
+        ):  # the loop's thread has ended in the middle of a turn
             return
         if self._runner is not None and runner.key is not self._runner:
             self._began = now  # one turn runs many steps, and none of them need be long

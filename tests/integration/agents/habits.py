@@ -7,6 +7,7 @@ import asyncio
 import contextvars
 import json
 import multiprocessing
+import os
 import sqlite3
 import sys
 import threading
@@ -475,6 +476,40 @@ def forks_a_pool(payload: Any) -> str:
     for process in processes:
         process.kill()
     return "it hangs" if hangs else "terminated"
+
+
+def fork_or_reap(child: int) -> int:
+    """Fork, and come back in both processes; or tell with what status a child has ended."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else os.fork()
+
+
+async def forks_and_comes_back(payload: int) -> int:
+    await asyncio.sleep(0)
+    return fork_or_reap(payload)
+
+
+async def forks_and_comes_back_without_await(payload: int) -> int:
+    return fork_or_reap(payload)
+
+
+def forks_and_comes_back_plainly(payload: int) -> int:
+    return fork_or_reap(payload)
+
+
+async def forks_and_comes_back_in_another_thread(payload: int) -> int:
+    return await asyncio.to_thread(fork_or_reap, payload)
+
+
+async def forks_and_awaits(payload: int) -> int:
+    child = fork_or_reap(payload)
+    await asyncio.sleep(0)
+    return child
+
+
+async def forks_in_a_stream(payload: int) -> AsyncIterator[int]:
+    yield fork_or_reap(payload)
+    await asyncio.sleep(0.05)
+    yield 0
 
 
 def run_a_loop() -> None:

@@ -1,0 +1,1 @@
+"""Requests that no client should send: what a server does about them."""
