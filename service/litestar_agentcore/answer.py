@@ -17,7 +17,7 @@ from litestar_agentcore.errors import BrokenResponseError, author_exception_hand
 from litestar_agentcore.gathered_writes import gather, writes_to_server
 from litestar_agentcore.protocol.context import RequestValues
 from litestar_agentcore.protocol.headers import response_headers
-from litestar_agentcore.protocol.models import ErrorAnswer, Refusal, StreamError, shutting_down
+from litestar_agentcore.protocol.models import ErrorAnswer, Refusal, StreamError, session_stopped, shutting_down
 from litestar_agentcore.protocol.serialization import encode, encode_events
 from litestar_agentcore.runtime.failure import Failure, message_of
 from litestar_agentcore.runtime.running import Running
@@ -158,14 +158,14 @@ class Answer(Running):
         if self._deadline is not None:
             self._stop_time()
 
-    def expire(self) -> None:
+    def expire(self, *, stopped: bool = False) -> None:
         """End it: the service's time to shut down is over."""
         if self.timed_out and not self.outlives_client:
             return  # as is done already
         if self._iterated_here is None or self.outlives_client:
-            super().expire()
+            super().expire(stopped=stopped)
         else:
-            self.announce_expiry()
+            self.announce_expiry(stopped=stopped)
             self._iterated_here.close()
 
     # -- On the handler's side
@@ -341,11 +341,11 @@ class Answer(Running):
                     if count:
                         timer.active_at = timer.time()
                     if timer.end is not None:
-                        if more or not stream.is_over:  # else it has ended by itself
+                        if more or not stream.is_done:  # else it has ended by itself
                             record.interrupt("timeout")
                             events += encode_events([encode(timer.end)])
                         more = False
-                    elif not count and not stream.is_over:
+                    elif not count and not stream.is_done:
                         events, more = KEEP_ALIVE, True
                 if not more and self.expired:
                     return  # with a last event that says why
@@ -358,6 +358,9 @@ class Answer(Running):
     async def _end_expired_stream(self) -> None:
         """End a stream cleanly, with one last event that says why: the service ends, and has waited long enough."""
         self.record.interrupt("cancelled")
-        event = encode_events([encode(StreamError(shutting_down().error, "ShuttingDown"))])
+        end = StreamError(shutting_down().error, "ShuttingDown")
+        if self.stopped:
+            end = StreamError(session_stopped().error, "SessionStopped")
+        event = encode_events([encode(end)])
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -21,6 +21,7 @@ from litestar_agentcore.protocol.headers import RequestHeaders
 from litestar_agentcore.protocol.models import (
     ErrorAnswer,
     Refusal,
+    session_stopped,
     shutting_down,
     timed_out,
     too_many_invocations,
@@ -109,6 +110,9 @@ class InvocationExchange:
         loop = asyncio.get_running_loop()
         send = client_send(send)
         answer = Answer(scope, send, headers, record, values, agent.running, loop)
+        kept = None
+        if values.session_id is not None and not agent.refuses_work:
+            kept = agent.sessions.begin(values.session_id)
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)
         try:
@@ -135,6 +139,8 @@ class InvocationExchange:
             if isinstance(send, ClientSend) and send.lost:
                 record.leave()
             answer.end()
+            if kept is not None:
+                agent.sessions.end(kept)
             record.end()
             current_request.reset(token)
 
@@ -299,8 +305,8 @@ class InvocationExchange:
         """Tell a client whose invocation was cancelled because the service ends, where that still can be told."""
         answer.record.interrupt("cancelled")
         if not answer.started:
-            refusal = shutting_down()
-            await answer.value(encode(refusal.answer), refusal.status, [CLOSE])
+            refusal = session_stopped() if answer.stopped else shutting_down()
+            await answer.value(encode(refusal.answer), refusal.status, None if answer.stopped else [CLOSE])
 
     async def _answer_failure(self, failure: Failure, scope: Scope, receive: Receive, answer: Answer) -> None:
         error = failure.error

@@ -40,6 +40,7 @@ INVOCATION_ERRORS = {
     401: _error("The caller has not shown who it is"),
     403: _error("The caller may not invoke this agent"),
     408: _error("The body of the request made no progress, or took longer than the invocation may"),
+    409: _error("The session was stopped while the invocation ran"),
     413: _error("The body is larger than the limit"),
     429: _error("Too many invocations run, and no more may wait"),
     431: _error("The headers of the request are too many or too large"),

@@ -2,8 +2,9 @@
 
 import asyncio
 import gc
+import itertools
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,15 @@ from litestar_agentcore.responses import as_responder
 from litestar_agentcore.runtime.agent import Agent
 from litestar_agentcore.shutdown import Shutdown, detach_stuck_tasks
 from litestar_agentcore.version import __version__
+from litestar_agentcore.worker_processes import sockets_of_server
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
 
 logger = getLogger(__name__)
+
+_numbers = itertools.count()
+"""Tells the agents of this process apart, in the order in which they begin to serve; it is the same in each worker."""
 
 APP_LOGGER = "litestar_agentcore.app"
 """The name of the logger for the author's own lines."""
@@ -79,6 +84,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         self.log_setup.configure_package("agentcore_telemetry")
         self.log_setup.format_server_lines()
         self.serves = False
+        self._number: int | None = None
         share_context()
         self.agent = Agent(settings, as_responder, __version__)
         self._debug = debug
@@ -148,16 +154,29 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
             logger.warning("Variables that are set and no longer mean anything: %s", ", ".join(self._retired))
             self._retired = []
         self.agent.start()
-        shutdown = Shutdown(self.agent)
-        with shutdown.on_termination(), startup_objects_frozen() if shutdown.has_server else nullcontext():
-            try:
-                yield
-            finally:
-                self.agent.shutting_down = True
-                await shutdown.finish()
-                await detach_stuck_tasks()
-                await asyncio.to_thread(self.agent.stop)
-                self.agent.refuses_work = False  # who calls the application without a lifespan is welcome again
+        try:
+            async with self._joined_workers():
+                shutdown = Shutdown(self.agent)
+                with shutdown.on_termination(), startup_objects_frozen() if shutdown.has_server else nullcontext():
+                    try:
+                        yield
+                    finally:
+                        self.agent.shutting_down = True
+                        await shutdown.finish()
+                        await detach_stuck_tasks()
+                        await asyncio.to_thread(self.agent.stop)
+        finally:
+            self.agent.refuses_work = False  # who calls the application without a lifespan is welcome again
+
+    def _joined_workers(self) -> AbstractAsyncContextManager[None]:
+        sockets = sockets_of_server()
+        if sockets is None:
+            return nullcontext()
+        if self._number is None:
+            self._number = next(_numbers)
+        from litestar_agentcore.runtime.workers import Workers  # which one process has no use for
+
+        return Workers(self.agent, sockets, self._number).joined()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 from litestar import WebSocket
@@ -96,15 +97,21 @@ class WebSocketConnection:
         self._record = record = telemetry.websocket(self._scope, parent, request.host, request.user_agent)
         running = Running("WebSocket", values, asyncio.get_running_loop())
         agent.running.add(running)
+        kept = None if values.session_id is None else agent.sessions.begin(values.session_id)
         try:
             await self._converse(values)
         except asyncio.CancelledError:
             if not running.expired:
                 raise
             running.resume()
+            if self._task is not None:  # whose ``finally`` may take a while
+                running.outlive_client(TaskWork(self._task), partial(agent.running.discard, running))
             await self._close(GOING_AWAY)
         finally:
-            agent.running.discard(running)
+            if not running.outlives_client:
+                agent.running.discard(running)
+            if kept is not None:
+                agent.sessions.end(kept)
             record.end(101 if self._accepted else self._status)
             current_request.reset(token)
 

@@ -5,10 +5,11 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import ANY
 
@@ -708,6 +709,7 @@ def test_zero_and_false_are_values() -> None:
         "streamIdleSeconds": 0,
         "sseKeepaliveSeconds": 0,
         "bodyIdleSeconds": 0,
+        "sessionIdleSeconds": 0,
         "cancelOnDisconnect": False,
     }
     environment = render({"agent": {"settings": off}}).environment
@@ -1175,10 +1177,23 @@ def quick_start() -> Iterator[Server]:
         yield server
 
 
-def helm_test(agent: Server, values: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
-    """Run what the test's pod runs, against an agent."""
+def helm_test(
+    agent: Server, values: dict[str, Any], secrets: Mapping[str, str] = MappingProxyType({})
+) -> "subprocess.CompletedProcess[str]":
+    """Run what the test's pod runs, against an agent.
+
+    Args:
+        agent: The agent.
+        values: The chart's values.
+        secrets: What the keys of the Secrets hold that the pod refers to.
+    """
     (container,) = render(values).one("Pod")["spec"]["containers"]
-    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    environment = {
+        variable["name"]: variable["value"]
+        if "value" in variable
+        else secrets[variable["valueFrom"]["secretKeyRef"]["key"]]
+        for variable in container["env"]
+    }
     assert environment["AGENT_URL"] == "http://demo-agentcore:8080"
     command = [sys.executable, *container["command"][1:], *container["args"]]
     return subprocess.run(
@@ -1195,6 +1210,29 @@ def test_helm_test_passes_where_the_agent_answers_and_fails_where_it_does_not() 
     assert "You said: hello" in good.stdout
     assert (bad.returncode, "400: " in bad.stderr) == (1, True)
     assert (gone.returncode, "cannot be reached" in gone.stderr) == (1, True)
+
+
+def test_helm_test_has_credentials_or_sees_that_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("helm-test:right\n")
+    monkeypatch.setenv("AGENTCORE_API_KEYS_FILE", str(keys))
+    refused = set_values("auth.apiKeysSecret.name=callers,auth.apiKeysSecret.key=keys")
+    let_in = merged(refused, set_values("helmTest.credentialsSecret.name=callers,helmTest.credentialsSecret.key=key"))
+    with quick_start() as guarded:
+        without = helm_test(guarded, refused)
+        right = helm_test(guarded, let_in, {"key": "right\n"})
+        wrong = helm_test(guarded, let_in, {"key": "wrong"})
+    monkeypatch.delenv("AGENTCORE_API_KEYS_FILE")
+    with quick_start() as open_to_all:
+        unguarded = helm_test(open_to_all, refused)
+    assert (without.returncode, without.stderr) == (0, "")
+    assert "refuses callers without credentials" in without.stdout
+    assert (right.returncode, right.stderr) == (0, "")
+    assert "You said: hello" in right.stdout
+    assert (wrong.returncode, "401: " in wrong.stderr) == (1, True)
+    assert (unguarded.returncode, "expected 401, got 200" in unguarded.stderr) == (1, True)
 
 
 @every_case

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import drain, faults, report, soak
+from tests.reliability import drain, faults, overload, report, soak
 from tests.reliability.client import Answer, whole_stream
 from tests.reliability.report import Row, Section
 from tests.reliability.servers import OURS, complaints
@@ -14,6 +14,10 @@ from tests.reliability.servers import OURS, complaints
 def hold(section: Section) -> None:
     print(section.details)
     assert section.broken == []
+
+
+def test_under_overload_what_is_accepted_is_answered_rightly_and_the_rest_is_refused(tmp_path: Path) -> None:
+    hold(asyncio.run(overload.run([OURS], tmp_path, short=True)))
 
 
 def test_no_fault_of_a_handler_a_client_or_a_backend_hurts_anybody_else(tmp_path: Path) -> None:

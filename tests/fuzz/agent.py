@@ -2,26 +2,27 @@
 
 import json
 import sys
+from typing import Any
 
-from bedrock_agentcore.runtime import BedrockAgentCoreApp
+from bedrock_agentcore.runtime import BedrockAgentCoreApp  # type: ignore[import-not-found]
 
 app = BedrockAgentCoreApp()
 
 
-@app.entrypoint
-async def answer(payload):
+@app.entrypoint  # type: ignore[untyped-decorator]
+async def answer(payload: Any) -> Any:
     if isinstance(payload, dict) and payload.get("stream"):
         return events(payload)
     return payload
 
 
-async def events(payload):
+async def events(payload: Any) -> Any:
     for number in range(20):
         yield {"number": number, "payload": payload}
 
 
-@app.websocket
-async def converse(websocket, context):
+@app.websocket  # type: ignore[untyped-decorator]
+async def converse(websocket: Any, context: Any) -> None:
     await websocket.accept()
     while True:
         message = await websocket.receive_text()

@@ -74,7 +74,9 @@ def fuzz(runtime: Runtime, number: int, seed: int, http: str, loop: str) -> Figu
             pinging = threading.Thread(target=_keep_pinging, args=(port, stop, pings))
             pinging.start()
             with ThreadPoolExecutor(CLIENTS) as clients:
-                answers = Counter(clients.map(lambda each: _try(port, random.Random(seed * 1_000_000 + each)), range(number)))
+                answers = Counter(
+                    clients.map(lambda each: _try(port, random.Random(seed * 1_000_000 + each)), range(number))
+                )
             stop.set()
             pinging.join()
             left = _settle(lambda: _open_files(pid) - before)
@@ -119,7 +121,9 @@ _HANDSHAKE = _get(
 )
 
 
-def frame(payload: bytes, opcode: int = 1, *, masked: bool = True, final: bool = True, length: int | None = None) -> bytes:
+def frame(
+    payload: bytes, opcode: int = 1, *, masked: bool = True, final: bool = True, length: int | None = None
+) -> bytes:
     """A WebSocket frame (RFC 6455, section 5.2), also one that no client may send."""
     size = len(payload) if length is None else length
     first = (0x80 if final else 0) | opcode
@@ -206,7 +210,16 @@ _STRAY_HEADERS = [
     *(b"X-%d: 1" % number for number in range(3)),
 ]
 
-_CHUNKS = [b"5;ext=1\r\n", b"ffffffffffffffff\r\n", b"-1\r\n", b"0x5\r\n", b"5\n", b"\r\n", b"0\r\n\r\n", b"0\r\nTrailer: 1\r\n\r\n"]
+_CHUNKS = [
+    b"5;ext=1\r\n",
+    b"ffffffffffffffff\r\n",
+    b"-1\r\n",
+    b"0x5\r\n",
+    b"5\n",
+    b"\r\n",
+    b"0\r\n\r\n",
+    b"0\r\nTrailer: 1\r\n\r\n",
+]
 
 Mutation = Callable[[random.Random, bytes], bytes]
 

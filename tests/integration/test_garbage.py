@@ -61,8 +61,8 @@ def attack(port: int, requests: Sequence[bytes], seed: int) -> Counter[str]:
 
 
 UVICORNS_OWN = ("in handle_parser_exception", "in send_400_response")
-"""Where uvicorn's protocols raise by themselves, where no application is asked: on a broken handshake of a WebSocket (an
-assertion), and on what follows an answer that has begun (h11)."""
+"""Where uvicorn's protocols raise by themselves, where no application is asked: on a broken handshake of a WebSocket
+(an assertion), and on what follows an answer that has begun (h11)."""
 
 
 def complaints(server: ServerProcess) -> list[str]:

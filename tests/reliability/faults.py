@@ -321,7 +321,8 @@ async def faults_of(
                 outcomes.append(await inject(served, kind, FATAL_FAULT, 1))
     with serve(runtime, directory, AGENTCORE_STALL_SECONDS="10") as served:  # lest a busy machine be complained about
         outcomes += [await leave(served, where, 10 * times) for where in CUTS]
-    outcomes += [await lose_worker(runtime, directory, how) for how in ("is killed with -9", FATAL_FAULT)]
+    ways = ("is killed with -9", FATAL_FAULT) if fatal else ("is killed with -9",)
+    outcomes += [await lose_worker(runtime, directory, how) for how in ways]
     if not runtime.official:
         outcomes.append(await lose_backend(directory))
     return [outcome for outcome in outcomes if outcome.fault]

@@ -13,7 +13,7 @@ from tests.reliability.client import KeptConnections, ask, bare, described, head
 from tests.reliability.report import Row, Section, milliseconds, quantile, table
 from tests.reliability.servers import Runtime, Served, serve
 
-SECONDS, SHORT_SECONDS = 600.0, 12.0
+SECONDS, SHORT_SECONDS = 600.0, 8.0
 CAPACITY_SECONDS = 10.0
 """How long the capacity is measured."""
 SHARE, SHORT_SHARE = 0.7, 0.2

@@ -9,7 +9,14 @@ from typing import Any
 import prometheus_client
 import pytest
 from agentcore_telemetry import instruments
-from agentcore_telemetry.instruments import Counter, Histogram, InvocationMetrics, ScrapeCallbacks, TaskMetrics
+from agentcore_telemetry.instruments import (
+    Counter,
+    Histogram,
+    InvocationMetrics,
+    Metric,
+    ScrapeCallbacks,
+    TaskMetrics,
+)
 from agentcore_telemetry.metrics import DURATION_BUCKETS, MAX_TASK_NAMES, MODES, OUTCOMES, TASK_OUTCOMES, AgentMetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -213,7 +220,7 @@ def test_a_scrape_counts_each_thing_once_however_often_it_is_asked(form: str, cl
 @settings(deadline=None)
 @given(st.lists(seconds), st.lists(st.floats(0.001, 1e6), min_size=1, max_size=10, unique=True).map(sorted))
 def test_the_buckets_are_those_of_a_histogram_whatever_the_bounds(lengths: list[float], bounds: list[float]) -> None:
-    ours = Histogram(bounds)
+    ours = Histogram(bounds, Metric("h", "histogram", "h"))
     theirs = prometheus_client.Histogram("h", "h", buckets=bounds, registry=None)
     for length in lengths:
         ours.observe(length, None)
@@ -321,7 +328,7 @@ def at_once(work: Callable[[], object], threads: int = 8) -> None:
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_what_threads_add_at_once_is_added() -> None:
-    counter = Counter()
+    counter = Counter(Metric("c", "counter", "c"))
 
     def work() -> None:
         for _ in range(2000):

@@ -13,6 +13,7 @@ VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_HANDLER_ISOLATION", "isolated", "inline", "inline", ["none", "in line"]),
     ("AGENTCORE_STALL_SECONDS", 0.1, "0.5", 0.5, ["0", "-1", "nan", "soon"]),
     ("AGENTCORE_SHUTDOWN_GRACE_SECONDS", 30, "3600", 3600, ["-1", "nan", "soon"]),
+    ("AGENTCORE_SESSION_IDLE_SECONDS", 0, "900", 900, ["-1", "nan", "1e999", "15m"]),
     ("AGENTCORE_MAX_CONCURRENT_INVOCATIONS", None, "1", 1, ["0", "-1", "1.5", "none", "null", "many"]),
     ("AGENTCORE_MAX_CONCURRENT_PER_SESSION", None, "2", 2, ["0", "-1", "1.5", "none", "null", "many"]),
     ("AGENTCORE_QUEUE_SIZE", 100, "0", 0, ["-1", "1.5", "none"]),

@@ -88,6 +88,14 @@ def shutting_down() -> Refusal:
     return Refusal(503, "The service is shutting down")
 
 
+def session_stopped() -> Refusal:
+    """The answer of an invocation that was cancelled with its session: a conflict with its state (RFC 9110, 15.5.10).
+
+    Not 503, which has clients and proxies send it again, and so begin the session anew.
+    """
+    return Refusal(409, "The session was stopped")
+
+
 def too_many_invocations(retry_after: int) -> Refusal:
     """The refusal of an invocation for which there is no place.
 

@@ -64,6 +64,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shutdown_grace_seconds: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     """How long work that is running when the service is told to end may take to finish before it is cancelled."""
 
+    session_idle_seconds: SecondsOrOff = 0.0
+    """After how long without work a session is ended, and the session end hook called; 0 for never."""
+
     max_concurrent_invocations: PositiveInt | None = None
     """How many invocations may run at the same time, streams included; unset for any number.
 

@@ -17,6 +17,7 @@ from litestar_agentcore.runtime.agent_loop import AgentLoop
 from litestar_agentcore.runtime.execution import Execution
 from litestar_agentcore.runtime.handler import Handler, HandlerFunction, inspect_handler, is_coroutine_function, name_of
 from litestar_agentcore.runtime.health import Health
+from litestar_agentcore.runtime.sessions import Sessions
 from litestar_agentcore.runtime.tasks import ActiveTask, TaskRegistry
 from litestar_agentcore.runtime.threads import ThreadPool
 
@@ -47,6 +48,7 @@ class Agent:
             status_changed_at=lambda: self.health.last_change,
             event_loop_lag=lambda: self.loop.lag,
             handler_threads=lambda: (self.pool.running, self.pool.parked),
+            sessions=lambda: len(self.sessions),
             sync_queue_length=lambda: self.pool.queue_length,
             invocations_waiting=lambda: self.admission.waiting if self.admission is not None else 0,
         )
@@ -67,6 +69,7 @@ class Agent:
         self.entrypoint: Handler | None = None
         self.websocket_handler: WebSocketHandler | None = None
         self.running: set[Running] = set()
+        self.sessions = Sessions(self.running, self.tasks, self.execution, settings.session_idle_seconds)
         self.admission = admission_of(settings)
         """The places of invocations; ``None`` where any number may run."""
         self.websocket_admission = Admission(settings.max_websockets) if settings.max_websockets is not None else None

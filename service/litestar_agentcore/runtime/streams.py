@@ -97,6 +97,11 @@ class EventStream:
         """Whether there will be no more events than those that wait."""
         return self._ended or self._closed
 
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing more to take. Looked at in this order, for the last event comes before the end."""
+        return self._closed or (self._ended and not self._documents)
+
     def wake(self) -> None:
         """Have :meth:`take` return, also where there are no events. Call it on the loop of that."""
         self._woken = True
