@@ -265,7 +265,7 @@ def _connections() -> list[AnyPanel]:
         time_series_panel(
             "Callers not let in",
             "Requests without a token or key that is valid, by the reason; docs/securing.md lists these. expired or"
-            " api_key from one moment on: keys or clocks were changed. unavailable: the issuer's keys could not be had.",
+            " api_key from one moment on: keys or clocks were changed. unavailable: no key of the issuer is there.",
             [Query(f"sum by (reason) ({rate('agentcore_auth_failures_total')})", "{{reason}}")],
             "reqps",
             span=6,
