@@ -242,6 +242,7 @@ def _connections() -> list[AnyPanel]:
             "Events sent a second. Falling while streams are open: the model is slow, or clients read slowly.",
             [Query(f"sum by ({PER_INSTANCE}) ({rate('agentcore_stream_chunks_total')})", INSTANCE)],
             "cps",
+            span=6,
             stacked=True,
         ),
         time_series_panel(
@@ -249,6 +250,7 @@ def _connections() -> list[AnyPanel]:
             "Open connections on each instance. They stay where they are when instances are added.",
             per_instance("agentcore_websocket_connections"),
             "short",
+            span=6,
             stacked=True,
         ),
         time_series_panel(
@@ -257,6 +259,16 @@ def _connections() -> list[AnyPanel]:
             " ever rising beside level traffic: they are kept for ever, up to 10,000.",
             per_instance("agentcore_sessions"),
             "short",
+            span=6,
+            stacked=True,
+        ),
+        time_series_panel(
+            "Callers not let in",
+            "Requests without a token or key that is valid, by the reason; docs/securing.md lists these. expired or"
+            " api_key from one moment on: keys or clocks were changed. unavailable: no key of the issuer is there.",
+            [Query(f"sum by (reason) ({rate('agentcore_auth_failures_total')})", "{{reason}}")],
+            "reqps",
+            span=6,
             stacked=True,
         ),
     ]

@@ -5,11 +5,13 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from unittest.mock import ANY
 
 import helm_python as helm
 import kubernetes_validate
@@ -61,6 +63,11 @@ def shout(text):
 
 INGRESS = set_values("ingress.enabled=true,ingress.hosts={agent.example.com}")
 ROUTE = set_values("httpRoute.enabled=true,httpRoute.parentRefs[0].name=public")
+DISCOVERY_URL = "https://issuer.example.com/.well-known/openid-configuration"
+JWT = set_values(
+    f"auth.jwt.discoveryUrl={DISCOVERY_URL}",
+    "auth.jwt.allowedAudience={agents,tools},auth.jwt.allowedClients={app},auth.jwt.allowedScopes={agents:invoke}",
+)
 
 SWITCHES: dict[str, tuple[dict[str, Any], ...]] = {
     "door": (
@@ -98,6 +105,18 @@ SWITCHES: dict[str, tuple[dict[str, Any], ...]] = {
         set_values(
             "otel.endpoint=http://collector:4318,otel.headersSecret.name=otlp,otel.headersSecret.key=headers",
             "otel.sampler=traceidratio,otel.samplerArg=0.1,otel.resourceAttributes.team=a b",
+        ),
+    ),
+    "auth": (
+        {},
+        set_values("auth.apiKeysSecret.name=callers,auth.apiKeysSecret.key=api-keys,auth.schema=true"),
+        merged(
+            JWT,
+            set_values(
+                "auth.metrics=true,metrics.monitor.credentialsSecret.name=callers",
+                "metrics.monitor.credentialsSecret.key=prometheus,networkPolicy.egress.rules[0].ports[0].port=8443",
+                "helmTest.credentialsSecret.name=callers,helmTest.credentialsSecret.key=helm-test",
+            ),
         ),
     ),
     "network": (
@@ -383,6 +402,30 @@ def test_the_schema_and_the_defaults_know_the_same_values() -> None:
             "/ingress/annotations",
         ),
         (["otel.headersSecret.name=otlp"], "otel.headersSecret.key"),
+        (["auth.apiKeysSecret.name=callers"], "auth.apiKeysSecret.key"),
+        (["auth.apiKeys=secret"], "'apiKeys'"),
+        (["auth.jwt.discoveryUrl=https://issuer.example.com"], "/auth/jwt/discoveryUrl"),
+        (["auth.jwt.allowedAudience=agents"], "/auth/jwt/allowedAudience"),
+        (["auth.jwt.allowedScopes={a b}"], "/auth/jwt/allowedScopes/0"),
+        (["auth.jwt.allowedClients={app}"], "auth.jwt.discoveryUrl: who issues"),
+        ([f"auth.jwt.discoveryUrl={DISCOVERY_URL}"], "auth.jwt.discoveryUrl: every token"),
+        (["auth.metrics=true"], "auth.metrics and auth.schema need"),
+        (["auth.schema=true"], "auth.metrics and auth.schema need"),
+        (
+            [
+                "auth.apiKeysSecret.name=callers,auth.apiKeysSecret.key=keys,auth.metrics=true",
+                "metrics.monitor.enabled=true",
+            ],
+            "metrics.monitor.credentialsSecret",
+        ),
+        (
+            [
+                f"auth.jwt.discoveryUrl={DISCOVERY_URL},auth.jwt.allowedClients={{app}},networkPolicy.enabled=true",
+                "networkPolicy.egress.restricted=true,networkPolicy.egress.https=false",
+            ],
+            "networkPolicy.egress: nothing lets the agent reach",
+        ),
+        (["helmTest.credentialsSecret.name=callers"], "helmTest.credentialsSecret.key"),
         (["env.AGENTCORE_SHUTDOWN_GRACE_SECONDS=5"], "AGENTCORE_SHUTDOWN_GRACE_SECONDS is set twice"),
         (["env.A=1,secretEnv.A.secret=s,secretEnv.A.key=k"], "A is set twice"),
         (["agent.files.tools=x"], "agent.files needs agent.source"),
@@ -584,6 +627,46 @@ def test_one_value_says_how_long_a_pod_may_take_to_end(grace: int, pre_stop: int
     assert manifests.pod["terminationGracePeriodSeconds"] == pre_stop + server.shutdown_grace_seconds + 20
 
 
+AUTHENTICATION = {
+    "jwt_discovery_url": DISCOVERY_URL,
+    "jwt_allowed_audience": ("agents", "tools"),
+    "jwt_allowed_clients": ("app",),
+    "jwt_allowed_scopes": ("agents:invoke",),
+    "api_keys_file": "/etc/agentcore/api-keys/keys",
+    "auth_metrics": True,
+    "auth_schema": True,
+}
+"""The settings that the values under ``auth`` make."""
+
+
+def test_who_may_come_in_is_a_value_and_reaches_the_server() -> None:
+    values = merged(JWT, set_values("auth.apiKeysSecret.name=callers,auth.apiKeysSecret.key=k,auth.metrics=true"))
+    manifests = render(merged(values, set_values("auth.schema=true")))
+    settings = Settings.from_environment(manifests.environment)
+    assert {name: getattr(settings, name) for name in AUTHENTICATION} == AUTHENTICATION
+    secret = {"secretName": "callers", "items": [{"key": "k", "path": "keys"}]}
+    assert {"name": "api-keys", "secret": secret} in manifests.pod["volumes"]
+    mounts = {mount["mountPath"]: mount for mount in manifests.agent["volumeMounts"] if mount["name"] == "api-keys"}
+    assert mounts == {"/etc/agentcore/api-keys": {"name": "api-keys", "mountPath": ANY, "readOnly": True}}
+
+
+def test_an_agent_that_authenticates_has_open_probes_and_says_so() -> None:
+    values = set_values("auth.apiKeysSecret.name=callers,auth.apiKeysSecret.key=api-keys")
+    assert "-H 'Authorization: Bearer <token or API key>'" in notes(values)
+    assert "Authorization" not in notes()
+    probes = [render(values).agent[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")]
+    assert probes == ["/ping", "/ping", "/ready"]
+
+
+@pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor"])
+def test_prometheus_has_credentials_where_metrics_ask_for_them(kind: str) -> None:
+    monitor = render(
+        merged(SWITCHES["auth"][2], set_values(f"metrics.monitor.enabled=true,metrics.monitor.kind={kind}"))
+    )
+    (endpoint,) = monitor.one(kind)["spec"]["endpoints" if kind == "ServiceMonitor" else "podMetricsEndpoints"]
+    assert endpoint["authorization"] == {"credentials": {"name": "callers", "key": "prometheus"}}
+
+
 def snake_case(name: str) -> str:
     return re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", name)
 
@@ -600,7 +683,7 @@ def unlike_default(kind: dict[str, Any], default: Any) -> Any:
 def test_every_setting_of_the_server_is_a_value_and_reaches_it() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     declared = schema["properties"]["agent"]["properties"]["settings"]["properties"]
-    elsewhere = {"agent_name", "shutdown_grace_seconds"}
+    elsewhere = {"agent_name", "shutdown_grace_seconds", *AUTHENTICATION}
     snake = {snake_case(name): name for name in declared}
     assert snake.keys() == {field.name for field in fields(Settings)} - elsewhere
 
@@ -1094,10 +1177,23 @@ def quick_start() -> Iterator[Server]:
         yield server
 
 
-def helm_test(agent: Server, values: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
-    """Run what the test's pod runs, against an agent."""
+def helm_test(
+    agent: Server, values: dict[str, Any], secrets: Mapping[str, str] = MappingProxyType({})
+) -> "subprocess.CompletedProcess[str]":
+    """Run what the test's pod runs, against an agent.
+
+    Args:
+        agent: The agent.
+        values: The chart's values.
+        secrets: What the keys of the Secrets hold that the pod refers to.
+    """
     (container,) = render(values).one("Pod")["spec"]["containers"]
-    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    environment = {
+        variable["name"]: variable["value"]
+        if "value" in variable
+        else secrets[variable["valueFrom"]["secretKeyRef"]["key"]]
+        for variable in container["env"]
+    }
     assert environment["AGENT_URL"] == "http://demo-agentcore:8080"
     command = [sys.executable, *container["command"][1:], *container["args"]]
     return subprocess.run(
@@ -1114,6 +1210,29 @@ def test_helm_test_passes_where_the_agent_answers_and_fails_where_it_does_not() 
     assert "You said: hello" in good.stdout
     assert (bad.returncode, "400: " in bad.stderr) == (1, True)
     assert (gone.returncode, "cannot be reached" in gone.stderr) == (1, True)
+
+
+def test_helm_test_has_credentials_or_sees_that_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("helm-test:right\n")
+    monkeypatch.setenv("AGENTCORE_API_KEYS_FILE", str(keys))
+    refused = set_values("auth.apiKeysSecret.name=callers,auth.apiKeysSecret.key=keys")
+    let_in = merged(refused, set_values("helmTest.credentialsSecret.name=callers,helmTest.credentialsSecret.key=key"))
+    with quick_start() as guarded:
+        without = helm_test(guarded, refused)
+        right = helm_test(guarded, let_in, {"key": "right\n"})
+        wrong = helm_test(guarded, let_in, {"key": "wrong"})
+    monkeypatch.delenv("AGENTCORE_API_KEYS_FILE")
+    with quick_start() as open_to_all:
+        unguarded = helm_test(open_to_all, refused)
+    assert (without.returncode, without.stderr) == (0, "")
+    assert "refuses callers without credentials" in without.stdout
+    assert (right.returncode, right.stderr) == (0, "")
+    assert "You said: hello" in right.stdout
+    assert (wrong.returncode, "401: " in wrong.stderr) == (1, True)
+    assert (unguarded.returncode, "expected 401, got 200" in unguarded.stderr) == (1, True)
 
 
 @every_case

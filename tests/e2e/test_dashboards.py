@@ -105,6 +105,7 @@ TWO_ROUNDS = 'agentcore_invocations_total{pod=~"helper-.", mode="stream", outcom
 REFUSED_AND_TIMED_OUT = (
     'sum by (pod, outcome) (agentcore_invocations_total{job="agent", outcome=~"rejected|timeout"}) > 0'
 )
+API_KEY = "a-key-that-the-load-has"
 SESSION = {"X-Amzn-Bedrock-AgentCore-Runtime-Session-Id": "a-session-that-asks-for-much-at-the-same-time"}
 
 
@@ -128,6 +129,12 @@ def jobs(agents: list[ServerProcess]) -> dict[str, list[dict[str, Any]]]:
     return {"agent": labelled, "plain": [{"targets": addresses}]}
 
 
+def caller(agent: ServerProcess) -> httpx.Client:
+    client = agent.client()
+    client.headers["X-Api-Key"] = API_KEY
+    return client
+
+
 def post(client: httpx.Client, **payload: Any) -> int:
     return client.post("/invocations", json=payload).status_code
 
@@ -138,10 +145,11 @@ def load(agent: ServerProcess) -> Iterator[None]:
     stop = Event()
 
     def invoke() -> None:
-        with agent.client() as client:
+        with caller(agent) as client:
             for turn in itertools.count():
                 assert post(client, do="nothing") == 200
                 assert client.post("/invocations", content=b"{").status_code == 400
+                assert client.post("/invocations", headers={"X-Api-Key": "another"}, json={}).status_code == 401
                 assert post(client, do="raise") == 500
                 assert post(client, do="words", count=3) == 200
                 assert post(client, do="tasks") == 200
@@ -154,24 +162,24 @@ def load(agent: ServerProcess) -> Iterator[None]:
 
     def crowd_one_session() -> None:
         """With three at a time, one runs, one waits for its place, and one is refused."""
-        with agent.client() as client:
+        with caller(agent) as client:
             while not stop.wait(0.05):
                 sleep = {"do": "sleep", "seconds": 1.5}
                 assert client.post("/invocations", json=sleep, headers=SESSION).status_code in (200, 429)
 
     def crowd(_: int) -> None:
-        with agent.client() as client:
+        with caller(agent) as client:
             post(client, do="sleep", seconds=1.5)
 
     with (
         ThreadPoolExecutor(15) as pool,
-        connect(f"ws://127.0.0.1:{agent.port}/ws", proxy=None),
-        agent.client() as slow_reader,
+        connect(f"ws://127.0.0.1:{agent.port}/ws", proxy=None, additional_headers={"X-Api-Key": API_KEY}),
+        caller(agent) as slow_reader,
         slow_reader.stream("POST", "/invocations", json={"do": "pages"}) as response,
     ):
         pages = response.iter_text()  # kept, since httpx closes the connection with it
         assert next(pages).startswith("data: ")
-        with agent.client() as client:
+        with caller(agent) as client:
             post(client, do="begin a task")
             post(client, do="lose tasks")
             post(client, do="begin a task")
@@ -186,10 +194,13 @@ def load(agent: ServerProcess) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Two versions under load; of the newer one an instance has just gone, with a task that had not ended."""
     (refusing,) = free_ports(1)
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(API_KEY)
     environment = {
+        "AGENTCORE_API_KEYS_FILE": str(keys),
         "AGENTCORE_SYNC_THREADS": "4",
         "AGENTCORE_MAX_CONCURRENT_PER_SESSION": "1",
         "AGENTCORE_QUEUE_SIZE": "2",  # of which one session has a half
@@ -203,7 +214,7 @@ def world() -> Iterator[World]:
         agents = [stack.enter_context(served(app, **environment)) for _ in range(2)]
         agents.append(going.enter_context(served(app, **environment)))
         scraper = stack.enter_context(prometheus(jobs(agents), HERE / "alerts.yaml"))
-        with agents[2].client() as client:
+        with caller(agents[2]) as client:
             post(client, do="begin a task")
         eventually(lambda: scraper.query('agentcore_active_tasks{pod="helper-2"} == 1'))
         for agent in agents[:2]:

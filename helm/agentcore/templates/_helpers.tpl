@@ -74,6 +74,16 @@ app.kubernetes.io/component: server
 {{- add (int64 .Values.shutdown.preStopSeconds) (int64 .Values.shutdown.graceSeconds) (int64 .Values.shutdown.marginSeconds) }}
 {{- end }}
 
+{{/* Whether callers need a token or a key: not empty where they do. */}}
+{{- define "agentcore.authenticates" -}}
+{{- if or .Values.auth.jwt.discoveryUrl .Values.auth.apiKeysSecret.name }}true{{ end }}
+{{- end }}
+
+{{/* Where the API keys are mounted: a directory, since a file that is mounted by `subPath` is never renewed. */}}
+{{- define "agentcore.apiKeysDirectory" -}}
+/etc/agentcore/api-keys
+{{- end }}
+
 {{/* One list of variables, each named once. What is referred to as $(NAME) comes first. */}}
 {{- define "agentcore.env" -}}
 {{- $env := list }}
@@ -85,6 +95,21 @@ app.kubernetes.io/component: server
 {{- end }}
 {{- range $name, $value := .Values.agent.settings }}
 {{- $env = append $env (dict "name" (printf "AGENTCORE_%s" (snakecase $name | upper)) "value" (include "agentcore.number" $value)) }}
+{{- end }}
+{{- with .Values.auth }}
+{{- $values := dict
+  "JWT_DISCOVERY_URL" .jwt.discoveryUrl
+  "JWT_ALLOWED_AUDIENCE" (join "," .jwt.allowedAudience)
+  "JWT_ALLOWED_CLIENTS" (join "," .jwt.allowedClients)
+  "JWT_ALLOWED_SCOPES" (join "," .jwt.allowedScopes)
+  "API_KEYS_FILE" (ternary (printf "%s/keys" (include "agentcore.apiKeysDirectory" $)) "" (not (empty .apiKeysSecret.name)))
+  "AUTH_METRICS" (ternary "true" "" .metrics)
+  "AUTH_SCHEMA" (ternary "true" "" .schema) }}
+{{- range $name, $value := $values }}
+{{- if $value }}
+{{- $env = append $env (dict "name" (printf "AGENTCORE_%s" $name) "value" $value) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- $env = append $env (dict "name" "AGENTCORE_SHUTDOWN_GRACE_SECONDS" "value" (include "agentcore.number" .Values.shutdown.graceSeconds)) }}
 {{- $env = append $env (dict "name" "OTEL_SERVICE_NAME" "value" (default (include "agentcore.fullname" .) .Values.agent.name)) }}
@@ -257,8 +282,33 @@ rules:
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
 {{- fail "httpRoute.parentRefs: which Gateway does the route hang on?" }}
 {{- end }}
-{{- if and .Values.otel.headersSecret.name (not .Values.otel.headersSecret.key) }}
-{{- fail "otel.headersSecret.key: which key of the Secret holds the headers?" }}
+{{- range $path, $secret := dict
+  "auth.apiKeysSecret" .Values.auth.apiKeysSecret
+  "helmTest.credentialsSecret" .Values.helmTest.credentialsSecret
+  "metrics.monitor.credentialsSecret" .Values.metrics.monitor.credentialsSecret
+  "otel.headersSecret" .Values.otel.headersSecret }}
+{{- if and $secret.name (not $secret.key) }}
+{{- fail (printf "%s.key: which key of the Secret %s is it?" $path $secret.name) }}
+{{- end }}
+{{- end }}
+{{- with .Values.auth.jwt }}
+{{- $lists := concat .allowedAudience .allowedClients .allowedScopes }}
+{{- if and .discoveryUrl (not $lists) }}
+{{- fail "auth.jwt.discoveryUrl: every token of that issuer would do; set allowedAudience, allowedClients or allowedScopes" }}
+{{- end }}
+{{- if and $lists (not .discoveryUrl) }}
+{{- fail "auth.jwt.discoveryUrl: who issues the tokens that allowedAudience, allowedClients and allowedScopes are for?" }}
+{{- end }}
+{{- $egress := $.Values.networkPolicy.egress }}
+{{- if and .discoveryUrl $.Values.networkPolicy.enabled $egress.restricted (not (or $egress.https $egress.rules)) }}
+{{- fail "networkPolicy.egress: nothing lets the agent reach auth.jwt.discoveryUrl; set https, or a rule in rules" }}
+{{- end }}
+{{- end }}
+{{- if and (or .Values.auth.metrics .Values.auth.schema) (not (include "agentcore.authenticates" .)) }}
+{{- fail "auth.metrics and auth.schema need auth.jwt.discoveryUrl or auth.apiKeysSecret.name: nobody could come in" }}
+{{- end }}
+{{- if and .Values.auth.metrics .Values.metrics.monitor.enabled (not .Values.metrics.monitor.credentialsSecret.name) }}
+{{- fail "auth.metrics: Prometheus would be refused; set metrics.monitor.credentialsSecret" }}
 {{- end }}
 {{- $affinity := .Values.sessionAffinity.controller }}
 {{- if and (has $affinity (list "ingress-nginx" "haproxy")) (not .Values.ingress.enabled) }}
