@@ -18,8 +18,15 @@ MIN_FAILURES = 10
 """Fewer failures in a window alert nobody, whatever share they are: one at night must not wake anybody."""
 
 FAILED = 'outcome=~"server_error|rejected|timeout"'
-VALID = 'outcome!~"client_error|disconnected"'
-"""What a caller did wrong, or did not wait for, is neither good nor bad."""
+VALID = 'outcome!~"client_error|disconnected|cancelled"'
+"""What a caller did wrong, did not wait for or had stopped is neither good nor bad."""
+
+OUTCOME_SHARE = 0.01
+"""The share of valid invocations that may be refused, or may time out, for long.
+
+The error budget pages for more; these alerts say why.
+"""
+OUTCOME_MINUTES = 10
 
 FIRST_CHUNK_SECONDS = 10
 """A bound of the histogram's buckets, so that the quantile is exact at this value."""
@@ -196,6 +203,32 @@ def _days(days: float) -> str:
     return f"{days:.0f} days" if days > 3 else f"{days * 24:.0f} hours"
 
 
+def outcome_alert(outcome: str, name: str, summary: str, cause: str) -> AlertingRule:
+    """The alert for a share of invocations that goes on ending in one way, through no fault of their callers.
+
+    Args:
+        outcome: A value of the label ``outcome``.
+        name: The alert's name.
+        summary: Its summary.
+        cause: The end of its description: what the invocations have met.
+    """
+    ended, valid = (f"agentcore_invocations_total{{{matcher}}}" for matcher in (f'outcome="{outcome}"', VALID))
+    return AlertingRule(
+        name=name,
+        severity="ticket",
+        pending=f"{OUTCOME_MINUTES}m",
+        expr=(
+            f"{rate(ended, '5m', AGENT)}\n/\n({rate(valid, '5m', AGENT)} > 0)\n> {OUTCOME_SHARE:g}\nand\n"
+            f"{increase(ended, '15m', AGENT)} >= {MIN_FAILURES}"
+        ),
+        summary=summary,
+        description=(
+            f"{{{{ $value | humanizePercentage }}}} of the invocations of {AGENT_NAME} in the last 5 minutes {cause}."
+            f" It has been more than {OUTCOME_SHARE * 100:g} % for {OUTCOME_MINUTES} minutes."
+        ),
+    )
+
+
 def condition_alerts() -> list[AlertingRule]:
     """The alerts that have nothing to do with the error budget, pages first."""
     lost = 'agentcore_async_tasks_total{outcome="lost"}'
@@ -287,6 +320,18 @@ def condition_alerts() -> list[AlertingRule]:
                 f"Five in a hundred streams of {AGENT_NAME} showed nothing for {{{{ $value | humanizeDuration }}}} or"
                 f" longer in the last 15 minutes; {FIRST_CHUNK_SECONDS} s is the limit."
             ),
+        ),
+        outcome_alert(
+            "rejected",
+            "AgentInvocationsRejected",
+            summary=f"{AGENT_NAME} refuses invocations.",
+            cause="were refused, with 429 where there was no place for them, or with 503",
+        ),
+        outcome_alert(
+            "timeout",
+            "AgentInvocationsTimeOut",
+            summary=f"Invocations of {AGENT_NAME} time out.",
+            cause="were ended because their time was over (AGENTCORE_*_TIMEOUT_SECONDS, AGENTCORE_STREAM_IDLE_SECONDS)",
         ),
         AlertingRule(
             name="AgentTasksNeverEnd",

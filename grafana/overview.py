@@ -30,6 +30,7 @@ OUTCOMES = {
     "ok": GREEN,
     "client_error": "blue",
     "disconnected": "purple",
+    "cancelled": "text",
     "rejected": YELLOW,
     "timeout": "orange",
     "server_error": RED,
@@ -168,9 +169,10 @@ def _traffic() -> list[AnyPanel]:
         ),
         time_series_panel(
             "Outcomes",
-            "How invocations ended. client_error is a bad request, disconnected a client that left; neither is our"
-            " fault. rejected and timeout come from a service that ends. server_error: the handler raised; the log"
-            " has its stack.",
+            "How invocations ended. client_error is a bad request, disconnected a client that left, cancelled what was"
+            " ended with its session or with the service; none of them counts as failed. rejected: there was no place"
+            " (429; the panel Waiting shows the queue), or the service was ending (503). timeout: its time was over."
+            " server_error: the handler raised; the log has its stack.",
             [Query(f"sum by (outcome) ({rate(invocations)})", "{{outcome}}")],
             "reqps",
             stacked=True,
@@ -218,9 +220,21 @@ def _connections() -> list[AnyPanel]:
     return [
         time_series_panel(
             "Invocations in progress",
-            "On each instance. One far above the others: sessions stick to it, or its handlers hang.",
+            "On each instance, those that wait included. One far above the others: sessions stick to it, or its"
+            " handlers hang.",
             per_instance("agentcore_invocations_in_progress"),
             "short",
+            span=12,
+            stacked=True,
+        ),
+        time_series_panel(
+            "Waiting",
+            "Invocations that wait for a place, by AGENTCORE_MAX_CONCURRENT_INVOCATIONS or"
+            " AGENTCORE_MAX_CONCURRENT_PER_SESSION. At AGENTCORE_QUEUE_SIZE, or for longer than"
+            " AGENTCORE_QUEUE_TIMEOUT_SECONDS, they are rejected. Above 0 for long: more instances, or higher limits.",
+            per_instance("agentcore_invocations_waiting"),
+            "short",
+            span=12,
             stacked=True,
         ),
         time_series_panel(
@@ -234,6 +248,14 @@ def _connections() -> list[AnyPanel]:
             "WebSockets",
             "Open connections on each instance. They stay where they are when instances are added.",
             per_instance("agentcore_websocket_connections"),
+            "short",
+            stacked=True,
+        ),
+        time_series_panel(
+            "Sessions",
+            "Sessions for which something runs, or which are kept until AGENTCORE_SESSION_IDLE_SECONDS are over. Only"
+            " ever rising beside level traffic: they are kept for ever, up to 10,000.",
+            per_instance("agentcore_sessions"),
             "short",
             stacked=True,
         ),

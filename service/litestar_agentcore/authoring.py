@@ -8,11 +8,13 @@ from typing import Any, ParamSpec, TypeVar, overload
 from litestar_agentcore.protocol.models import PingStatus
 from litestar_agentcore.runtime.agent import Agent, WebSocketHandler
 from litestar_agentcore.runtime.health import PingFunction
+from litestar_agentcore.runtime.sessions import SessionEndHook
 
 P = ParamSpec("P")
 R = TypeVar("R")
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 AnyPingFunction = TypeVar("AnyPingFunction", bound=PingFunction)
+AnySessionEndHook = TypeVar("AnySessionEndHook", bound=SessionEndHook)
 AnyWebSocketHandler = TypeVar("AnyWebSocketHandler", bound=WebSocketHandler)
 
 
@@ -92,6 +94,22 @@ class AgentAuthoring:
             TypeError: It is not async, or takes other arguments.
         """
         self.agent.register_websocket(function)
+        return function
+
+    def session_end(self, function: AnySessionEndHook) -> AnySessionEndHook:
+        """Have a function called when a session has ended: idle for long enough, stopped, or at a shutdown.
+
+        Args:
+            function: A plain function (which runs in a thread) or an async one (on the agent's loop) of the session's
+                id. What it raises is logged.
+
+        Returns:
+            The function, unchanged.
+
+        Raises:
+            TypeError: It cannot be called with one argument, or is a generator function.
+        """
+        self.agent.sessions.register_hook(function)
         return function
 
     def async_task(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:

@@ -11,16 +11,17 @@ from litestar.utils.scope.state import ScopeState
 
 from litestar_agentcore.answer import CLOSE, Answer, ErrorResponse, RawHeader
 from litestar_agentcore.asgi_bridge import serve_on_agent_loop
+from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.connections import agent_request
 from litestar_agentcore.debug_actions import debug_action
 from litestar_agentcore.disconnects import DisconnectWatcher
 from litestar_agentcore.errors import BrokenResponseError
 from litestar_agentcore.lost_connections import ClientSend, client_send
-from litestar_agentcore.protocol.context import current_request, enter_request
+from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders
 from litestar_agentcore.protocol.models import (
-    ErrorAnswer,
     Refusal,
+    session_stopped,
     shutting_down,
     timed_out,
     too_many_invocations,
@@ -35,6 +36,7 @@ from litestar_agentcore.runtime.callbacks import callbacks_of
 from litestar_agentcore.runtime.execution import HandlerCall, TaskWork
 from litestar_agentcore.runtime.failure import Failure, message_of
 from litestar_agentcore.runtime.handler import Handler
+from litestar_agentcore.runtime.sessions import KeptSession
 from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream
 from litestar_agentcore.runtime.timeouts import StreamLimits, TimeoutQueue
 
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CLOSING_STATUSES = frozenset({408, 413, 503})
+_CLOSING_STATUSES = frozenset({408, 413, 431, 503})
 """With these, the client had better ask elsewhere, or on another connection."""
 
 _REJECTED_STATUSES = frozenset({429, 503})
@@ -78,11 +80,13 @@ class InvocationExchange:
     Args:
         agent: The agent that is invoked.
         debug: Whether payloads may ask for debug actions.
+        authentication: Who may invoke it; ``None`` for everybody.
     """
 
-    def __init__(self, agent: Agent, debug: bool) -> None:
+    def __init__(self, agent: Agent, debug: bool, authentication: Authentication | None = None) -> None:
         self._agent = agent
         self._debug = debug
+        self._authentication = authentication
         settings = agent.settings
         self._stream_limits = StreamLimits.of(settings)
         self._invocation_seconds = settings.invocation_timeout_seconds
@@ -108,11 +112,15 @@ class InvocationExchange:
         record = telemetry.invocation(scope, parent, request.host, request.user_agent)
         loop = asyncio.get_running_loop()
         send = client_send(send)
-        answer = Answer(scope, send, headers, record, values, agent.running, loop)
+        answer = Answer(scope, send, headers, record, values, agent.running, loop, agent.settings.expose_errors)
+        kept = None
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)
         try:
             try:
+                if self._authentication is not None:
+                    await self._authentication.admit(scope, request)
+                kept = self._begin_session(values)  # which a stranger does not
                 await self._invoke(request, scope, receive, answer, self._clients_of(loop))
             except Refusal as refused:
                 await self._refuse(refused, request, scope, receive, answer)
@@ -135,8 +143,16 @@ class InvocationExchange:
             if isinstance(send, ClientSend) and send.lost:
                 record.leave()
             answer.end()
+            if kept is not None:
+                agent.sessions.end(kept)
             record.end()
             current_request.reset(token)
+
+    def _begin_session(self, values: RequestValues) -> KeptSession | None:
+        agent = self._agent
+        if values.session_id is None or agent.refuses_work:
+            return None
+        return agent.sessions.begin(values.session_id)
 
     def _clients_of(self, loop: asyncio.AbstractEventLoop) -> "_Clients":
         clients = self._clients
@@ -299,8 +315,8 @@ class InvocationExchange:
         """Tell a client whose invocation was cancelled because the service ends, where that still can be told."""
         answer.record.interrupt("cancelled")
         if not answer.started:
-            refusal = shutting_down()
-            await answer.value(encode(refusal.answer), refusal.status, [CLOSE])
+            refusal = session_stopped() if answer.stopped else shutting_down()
+            await answer.value(encode(refusal.answer), refusal.status, None if answer.stopped else [CLOSE])
 
     async def _answer_failure(self, failure: Failure, scope: Scope, receive: Receive, answer: Answer) -> None:
         error = failure.error
@@ -353,4 +369,4 @@ class InvocationExchange:
             return
         if answer.started:
             raise BrokenResponseError("the handler's response failed after it had begun") from error
-        await answer.value(encode(ErrorAnswer(message or type(error).__name__)), 500)
+        await answer.value(answer.internal_error(message or type(error).__name__), 500)

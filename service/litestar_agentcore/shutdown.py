@@ -137,6 +137,7 @@ class Shutdown:
         for work in agent.work:
             work.expire()
             await asyncio.sleep(0)  # one by one: each can end its answer before the next is cancelled
+        await agent.sessions.end_all(deadline - monotonic())
 
 
 _masks: dict[int, set[int]] = {}

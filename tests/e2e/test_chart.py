@@ -307,6 +307,38 @@ def test_the_schema_and_the_defaults_know_the_same_values() -> None:
         (["agent.settings.syncThreads=0"], "/agent/settings/syncThreads"),
         (["agent.settings.handlerIsolation=threads"], "/agent/settings/handlerIsolation"),
         (["agent.settings.logLevel=info"], "/agent/settings/logLevel"),
+        (["agent.settings.maxConcurrentInvocations=0"], "/agent/settings/maxConcurrentInvocations"),
+        (["agent.settings.maxWebsockets=many"], "/agent/settings/maxWebsockets"),
+        (["agent.settings.queueSize=-1"], "/agent/settings/queueSize"),
+        (["agent.settings.invocationTimeoutSeconds=15m"], "/agent/settings/invocationTimeoutSeconds"),
+        (["agent.settings.cancelOnDisconnect=0"], "/agent/settings/cancelOnDisconnect"),
+        (
+            ["agent.settings.maxConcurrentInvocations=8,agent.settings.maxConcurrentPerSession=9"],
+            "maxConcurrentPerSession is larger",
+        ),
+        (
+            ["agent.settings.streamTimeoutSeconds=60,agent.settings.streamIdleSeconds=60"],
+            "streamIdleSeconds is not smaller",
+        ),
+        (["streaming.idleSeconds=15"], "streaming.idleSeconds: proxies would cut"),
+        (
+            ["streaming.idleSeconds=60,agent.settings.sseKeepaliveSeconds=90.5"],
+            "after 60 s, and agent.settings.sseKeepaliveSeconds has a comment sent after 90.5 s",
+        ),
+        (
+            [
+                "autoscaling.enabled=true,autoscaling.invocationsPerPod=20",
+                "agent.settings.maxConcurrentInvocations=20,agent.settings.queueSize=0",
+            ],
+            "never more than 20 invocations",
+        ),
+        (
+            [
+                "autoscaling.enabled=true,autoscaling.invocationsPerPod=120",
+                "agent.settings.maxConcurrentInvocations=20",
+            ],
+            "never more than 120 invocations",
+        ),
         (["image.tag=7"], "/image/tag"),
         (["image.digest=sha256:abc"], "/image/digest"),
         (["image.pullPolicy=always"], "/image/pullPolicy"),
@@ -360,6 +392,28 @@ def test_the_schema_and_the_defaults_know_the_same_values() -> None:
 def test_a_wrong_value_is_refused_by_its_name(expressions: list[str], named: str) -> None:
     with pytest.raises(helm.HelmError, match=re.escape(named)):
         render_text(set_values(*expressions))
+
+
+@pytest.mark.parametrize(
+    "expressions",
+    [
+        ["agent.settings.maxConcurrentInvocations=8,agent.settings.maxConcurrentPerSession=8"],
+        ["agent.settings.maxConcurrentPerSession=2"],
+        ["agent.settings.streamIdleSeconds=60"],
+        ["agent.settings.streamIdleSeconds=60,agent.settings.streamTimeoutSeconds=0"],
+        ["streaming.idleSeconds=16"],
+        ["streaming.idleSeconds=15,agent.settings.sseKeepaliveSeconds=0"],
+        ["autoscaling.enabled=true,autoscaling.invocationsPerPod=119,agent.settings.maxConcurrentInvocations=20"],
+    ],
+)
+def test_limits_that_agree_are_taken(expressions: list[str]) -> None:
+    assert render(set_values(*expressions)).one("Deployment")
+
+
+def test_the_checks_of_limits_know_the_defaults_of_the_server() -> None:
+    checks = (CHART / "templates" / "_helpers.tpl").read_text()
+    assert re.findall(r"ternary \S+\.sseKeepaliveSeconds (\d+) ", checks) == [f"{Settings().sse_keepalive_seconds:g}"]
+    assert re.findall(r"ternary \S*\.queueSize (\d+) ", checks) == [str(Settings().queue_size)]
 
 
 def test_an_annotation_that_hides_the_pods_is_refused_where_sessions_stick() -> None:
@@ -530,29 +584,72 @@ def test_one_value_says_how_long_a_pod_may_take_to_end(grace: int, pre_stop: int
     assert manifests.pod["terminationGracePeriodSeconds"] == pre_stop + server.shutdown_grace_seconds + 20
 
 
+def snake_case(name: str) -> str:
+    return re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", name)
+
+
+def unlike_default(kind: dict[str, Any], default: Any) -> Any:
+    """Another value than the default, of the kind that the schema says."""
+    if "enum" in kind:
+        return next(choice for choice in kind["enum"] if choice != default)
+    if kind.get("type") == "boolean":
+        return not default
+    return (default or 2) * 2
+
+
 def test_every_setting_of_the_server_is_a_value_and_reaches_it() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     declared = schema["properties"]["agent"]["properties"]["settings"]["properties"]
     elsewhere = {"agent_name", "shutdown_grace_seconds"}
-    snake = {re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", name): name for name in declared}
+    snake = {snake_case(name): name for name in declared}
     assert snake.keys() == {field.name for field in fields(Settings)} - elsewhere
 
-    other = {
-        name: next(choice for choice in kind["enum"] if choice != getattr(Settings(), name))
-        if "enum" in (kind := declared[value])
-        else getattr(Settings(), name) * 2
-        for name, value in snake.items()
-    }
+    other = {name: unlike_default(declared[value], getattr(Settings(), name)) for name, value in snake.items()}
+    other["stream_timeout_seconds"] = 2 * other["stream_idle_seconds"]  # the other way round would be refused
     values = {"agent": {"name": "support", "settings": {snake[name]: value for name, value in other.items()}}}
     assert Settings.from_environment(render(values).environment) == Settings(
         **other, agent_name="support", shutdown_grace_seconds=60
     )
 
 
-def test_the_comments_of_the_values_tell_of_every_setting() -> None:
+def test_what_is_left_out_of_the_settings_is_no_variable() -> None:
+    own = {name for name in render().environment if name.startswith("AGENTCORE_")}
+    assert own == {"AGENTCORE_SHUTDOWN_GRACE_SECONDS"}
+
+
+def test_zero_and_false_are_values() -> None:
+    off: dict[str, Any] = {
+        "queueSize": 0,
+        "queueTimeoutSeconds": 0,
+        "invocationTimeoutSeconds": 0,
+        "streamTimeoutSeconds": 0,
+        "streamIdleSeconds": 0,
+        "sseKeepaliveSeconds": 0,
+        "bodyIdleSeconds": 0,
+        "sessionIdleSeconds": 0,
+        "cancelOnDisconnect": False,
+    }
+    environment = render({"agent": {"settings": off}}).environment
+    for name, value in off.items():
+        assert environment[f"AGENTCORE_{snake_case(name).upper()}"] == str(value).lower()
+    assert Settings.from_environment(environment) == Settings(
+        **{snake_case(name): value for name, value in off.items()}, shutdown_grace_seconds=60
+    )
+
+
+def test_the_comments_of_the_values_tell_of_every_setting_and_its_default() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    told = re.findall(r"^  #   (\w+): \S+ {2,}\S", (CHART / "values.yaml").read_text(), re.MULTILINE)
+    told = dict(re.findall(r"^  #   (\w+): (\S+) {2,}\S", (CHART / "values.yaml").read_text(), re.MULTILINE))
     assert sorted(told) == sorted(schema["properties"]["agent"]["properties"]["settings"]["properties"])
+    for name, text in told.items():
+        default = getattr(Settings(), snake_case(name))
+        assert (None if text == "unlimited" else yaml.safe_load(text)) == default, name
+
+
+def test_the_example_for_production_has_the_time_limits_of_agentcore() -> None:
+    settings = Settings.from_environment(render(example("production")).environment)
+    assert (settings.invocation_timeout_seconds, settings.stream_timeout_seconds) == (900, 3600)
+    assert settings.shutdown_grace_seconds >= settings.invocation_timeout_seconds
 
 
 def test_variables_come_from_values_secrets_and_fields() -> None:

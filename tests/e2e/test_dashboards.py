@@ -10,17 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
 import pytest
 import yaml
+from agentcore_telemetry.metrics import Outcome
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from websockets.sync.client import connect
 
 from grafana.generate import DIRECTORIES, ROOT, as_json, generated
+from grafana.overview import OUTCOMES
 from tests.e2e.prometheus import Prometheus, prometheus
 from tests.e2e.runtimes import free_ports
 from tests.e2e.served import served
@@ -100,6 +102,10 @@ SELECTOR = re.compile(r"\b(?:agentcore_|agent:|process_)[\w:]+(?:\{[^}]*\})?|\bu
 
 
 TWO_ROUNDS = 'agentcore_invocations_total{pod=~"helper-.", mode="stream", outcome="disconnected"} > 1'
+REFUSED_AND_TIMED_OUT = (
+    'sum by (pod, outcome) (agentcore_invocations_total{job="agent", outcome=~"rejected|timeout"}) > 0'
+)
+SESSION = {"X-Amzn-Bedrock-AgentCore-Runtime-Session-Id": "a-session-that-asks-for-much-at-the-same-time"}
 
 
 class World(NamedTuple):
@@ -146,12 +152,19 @@ def load(agent: ServerProcess) -> Iterator[None]:
                 if stop.wait(0.2):
                     return
 
+    def crowd_one_session() -> None:
+        """With three at a time, one runs, one waits for its place, and one is refused."""
+        with agent.client() as client:
+            while not stop.wait(0.05):
+                sleep = {"do": "sleep", "seconds": 1.5}
+                assert client.post("/invocations", json=sleep, headers=SESSION).status_code in (200, 429)
+
     def crowd(_: int) -> None:
         with agent.client() as client:
             post(client, do="sleep", seconds=1.5)
 
     with (
-        ThreadPoolExecutor(12) as pool,
+        ThreadPoolExecutor(15) as pool,
         connect(f"ws://127.0.0.1:{agent.port}/ws", proxy=None),
         agent.client() as slow_reader,
         slow_reader.stream("POST", "/invocations", json={"do": "pages"}) as response,
@@ -163,6 +176,7 @@ def load(agent: ServerProcess) -> Iterator[None]:
             post(client, do="lose tasks")
             post(client, do="begin a task")
         calls = [pool.submit(invoke), *(pool.submit(crowd, number) for number in range(8))]
+        calls += [pool.submit(crowd_one_session) for _ in range(3)]
         try:
             yield
         finally:
@@ -177,6 +191,9 @@ def world() -> Iterator[World]:
     (refusing,) = free_ports(1)
     environment = {
         "AGENTCORE_SYNC_THREADS": "4",
+        "AGENTCORE_MAX_CONCURRENT_PER_SESSION": "1",
+        "AGENTCORE_QUEUE_SIZE": "2",  # of which one session has a half
+        "AGENTCORE_STREAM_IDLE_SECONDS": "4",  # for the reader who has stopped reading
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{refusing}",
         "OTEL_BSP_MAX_QUEUE_SIZE": "8",
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "8",
@@ -194,6 +211,7 @@ def world() -> Iterator[World]:
         going.close()
         eventually(lambda: scraper.query('up{pod="helper-2"} == 0'))
         eventually(lambda: len(scraper.query(TWO_ROUNDS)) == 2)
+        eventually(lambda: len(scraper.query(REFUSED_AND_TIMED_OUT)) == 4)
         yield World(scraper, agents)
 
 
@@ -211,6 +229,16 @@ def test_the_load_moves_every_metric_of_an_agent(world: World) -> None:
 @pytest.mark.parametrize("state", ["running", "parked"])
 def test_the_load_has_threads_in_each_state(world: World, state: str) -> None:
     assert found(world, f'max_over_time(agentcore_handler_threads{{pod="helper-0", state="{state}"}}[{UP_TO_NOW}]) > 0')
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in get_args(Outcome) if outcome != "cancelled"])
+def test_the_load_has_invocations_of_each_outcome(world: World, outcome: str) -> None:
+    assert found(world, f'sum(agentcore_invocations_total{{pod="helper-0", outcome="{outcome}"}}) > 0')
+
+
+def test_every_outcome_has_a_colour_of_its_own() -> None:
+    assert OUTCOMES.keys() == set(get_args(Outcome))
+    assert len(set(OUTCOMES.values())) == len(OUTCOMES)
 
 
 @pytest.mark.parametrize("chosen", [CHART, PLAIN], ids=["chart", "plain"])

@@ -417,7 +417,7 @@ def test_every_error_is_answered_as_it_is_described(
     assert described["description"]
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 408, 413, 429, 431, 500, 503, 504])
+@pytest.mark.parametrize("status", [400, 401, 403, 408, 409, 413, 429, 431, 500, 503, 504])
 def test_each_refusal_is_described_with_the_shape_of_an_error(status: int) -> None:
     page = page_for(Ask)
     described = operation(page)["responses"][str(status)]

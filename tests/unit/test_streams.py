@@ -20,7 +20,6 @@ from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, Pl
 from litestar_agentcore.runtime.threads import ThreadPool
 
 from tests.unit.blocking import PATIENCE, Block
-from tests.unit.blocking import eventually as eventually_blocking
 from tests.unit.conftest import events
 
 CAPACITY = 1000
@@ -74,6 +73,11 @@ async def take_all(stream: EventStream) -> list[Any]:
         assert documents.count(b"data: ") == count
         taken += documents
     return [json.loads(event[6:]) for event in taken.split(b"\n\n")[:-1]]
+
+
+async def never() -> AsyncGenerator[Any, None]:
+    await asyncio.Event().wait()
+    yield None
 
 
 async def end_of(stream: EventStream) -> None:
@@ -584,10 +588,11 @@ class TestReturnedGenerators:
 def test_every_event_stream_that_is_left_open_ends_with_its_app() -> None:
     """Nothing keeps the threads of generators whose clients are gone."""
     app = BedrockAgentCoreApp()
-    closed = threading.Event()
+    begun, closed = threading.Event(), threading.Event()
 
     @app.entrypoint
     async def handler(payload: Any) -> AsyncGenerator[int, None]:
+        begun.set()
         try:
             yield 1
             await asyncio.Event().wait()
@@ -598,6 +603,74 @@ def test_every_event_stream_that_is_left_open_ends_with_its_app() -> None:
         begin = partial(client.post, "/invocations", json={})
         thread = threading.Thread(target=begin, daemon=True)
         thread.start()
-        eventually_blocking(lambda: app.agent.running)
+        assert begun.wait(PATIENCE)
     assert closed.wait(PATIENCE)
     thread.join(PATIENCE)
+
+
+def is_done(stream: EventStream) -> bool:
+    return stream.is_done
+
+
+class TestWaking:
+    def test_who_waits_for_events_is_woken_without_any(self) -> None:
+        async def scenario(server: Server) -> None:
+            stream = server.asynchronous(never())
+            taking = asyncio.create_task(stream.take())
+            await asyncio.sleep(0)
+            stream.wake()
+            assert await taking == (b"", 0)
+            assert not is_done(stream)
+            stream.close()
+            assert is_done(stream)
+            assert await stream.take() == (b"", 0)
+
+        run(scenario)
+
+    def test_who_does_not_wait_yet_is_woken_once(self) -> None:
+        async def scenario(server: Server) -> None:
+            stream = server.asynchronous(never())
+            stream.wake()
+            assert await stream.take() == (b"", 0)
+            taking = asyncio.create_task(stream.take())
+            _, waiting = await asyncio.wait({taking}, timeout=0.05)
+            assert waiting
+            stream.close()
+            assert await taking == (b"", 0)
+
+        run(scenario)
+
+    def test_what_comes_right_after_is_not_taken_for_the_end(self) -> None:
+        """The generator's side goes on in another thread, while who was woken looks whether the stream is done."""
+
+        async def scenario(server: Server) -> None:
+            gate = threading.Event()
+
+            def generate() -> Generator[Any, Any, Any]:
+                gate.wait(PATIENCE)
+                yield "last"
+
+            stream = server.plain(generate())
+            stream.wake()
+            assert await stream.take() == (b"", 0)
+            gate.set()
+            await eventually(lambda: stream.is_over)
+            assert not is_done(stream)
+            assert await stream.take() == (b'data: "last"\n\n', 1)
+            assert is_done(stream)
+
+        run(scenario)
+
+    def test_events_come_before_the_waking(self) -> None:
+        async def scenario(server: Server) -> None:
+            async def generate() -> AsyncGenerator[Any, None]:
+                yield 1
+                await asyncio.Event().wait()
+
+            stream = server.asynchronous(generate())
+            await eventually(lambda: stream._documents)
+            stream.wake()
+            assert await stream.take() == (b"data: 1\n\n", 1)
+            stream.close()
+
+        run(scenario)

@@ -226,6 +226,14 @@ rules:
 {{- if and .Values.autoscaling.enabled (not (or .Values.autoscaling.cpuUtilization .Values.autoscaling.memoryUtilization .Values.autoscaling.invocationsPerPod)) }}
 {{- fail "autoscaling: nothing to scale by; set cpuUtilization, memoryUtilization or invocationsPerPod" }}
 {{- end }}
+{{- with .Values.agent.settings }}
+{{- if and $.Values.autoscaling.enabled .maxConcurrentInvocations }}
+{{- $most := add (int64 .maxConcurrentInvocations) (int64 (ternary .queueSize 100 (hasKey . "queueSize"))) }}
+{{- if ge (float64 $.Values.autoscaling.invocationsPerPod) (float64 $most) }}
+{{- fail (printf "autoscaling.invocationsPerPod: a pod has never more than %d invocations, by agent.settings.maxConcurrentInvocations and queueSize, so nothing would be scaled up" $most) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if .Values.keda.enabled }}
 {{- if not .Values.keda.prometheus.serverAddress }}
 {{- fail "keda.prometheus.serverAddress: where is Prometheus?" }}
@@ -233,6 +241,18 @@ rules:
 {{- if gt (int64 .Values.keda.minReplicas) (int64 .Values.keda.maxReplicas) }}
 {{- fail "keda.minReplicas is larger than keda.maxReplicas" }}
 {{- end }}
+{{- end }}
+{{- with .Values.agent.settings }}
+{{- if and .maxConcurrentInvocations (gt (int64 .maxConcurrentPerSession) (int64 .maxConcurrentInvocations)) }}
+{{- fail "agent.settings: maxConcurrentPerSession is larger than maxConcurrentInvocations, and would limit nothing" }}
+{{- end }}
+{{- if and (float64 .streamTimeoutSeconds) (ge (float64 .streamIdleSeconds) (float64 .streamTimeoutSeconds)) }}
+{{- fail "agent.settings: streamIdleSeconds is not smaller than streamTimeoutSeconds, and would end nothing" }}
+{{- end }}
+{{- end }}
+{{- $keepalive := ternary .Values.agent.settings.sseKeepaliveSeconds 15 (hasKey .Values.agent.settings "sseKeepaliveSeconds") }}
+{{- if ge (float64 $keepalive) (float64 .Values.streaming.idleSeconds) }}
+{{- fail (printf "streaming.idleSeconds: proxies would cut a silent stream after %s s, and agent.settings.sseKeepaliveSeconds has a comment sent after %s s" (include "agentcore.number" .Values.streaming.idleSeconds) (include "agentcore.number" $keepalive)) }}
 {{- end }}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
 {{- fail "httpRoute.parentRefs: which Gateway does the route hang on?" }}

@@ -42,6 +42,9 @@ class ErrorAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     details: str | None = None
     """Where it went wrong, or how, when there is more to say."""
 
+    request_id: str | None = None
+    """By which the log tells more, where ``AGENTCORE_EXPOSE_ERRORS`` is false."""
+
 
 class StreamError(msgspec.Struct, frozen=True):
     """The last event of a stream whose generator raised, or whose time was over (``error_type`` ``TimeoutError``)."""
@@ -49,6 +52,8 @@ class StreamError(msgspec.Struct, frozen=True):
     error: str
     error_type: str
     message: str = "An error occurred during streaming"
+    request_id: str | msgspec.UnsetType = msgspec.UNSET
+    """As in :class:`ErrorAnswer`."""
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
@@ -83,9 +88,30 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
         return ErrorAnswer(self.error, self.details)
 
 
+def internal_error(request_id: str | None) -> ErrorAnswer:
+    """The body of a 500 whose cause is for the log alone."""
+    return ErrorAnswer(_INTERNAL_ERROR, request_id=request_id)
+
+
+def internal_stream_error(request_id: str | None) -> StreamError:
+    """The last event of a stream that failed, where the cause is for the log alone."""
+    return StreamError(_INTERNAL_ERROR, "InternalError", request_id=request_id or msgspec.UNSET)
+
+
+_INTERNAL_ERROR = "Internal error"
+
+
 def shutting_down() -> Refusal:
     """The refusal of work that comes, or is not done, when the service ends."""
     return Refusal(503, "The service is shutting down")
+
+
+def session_stopped() -> Refusal:
+    """The answer of an invocation that was cancelled with its session: a conflict with its state (RFC 9110, 15.5.10).
+
+    Not 503, which has clients and proxies send it again, and so begin the session anew.
+    """
+    return Refusal(409, "The session was stopped")
 
 
 def too_many_invocations(retry_after: int) -> Refusal:

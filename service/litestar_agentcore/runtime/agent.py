@@ -10,13 +10,14 @@ from agentcore_telemetry.instruments import ScrapeCallbacks
 from agentcore_telemetry.recording import Telemetry
 
 from litestar_agentcore.protocol.context import span_attributes
-from litestar_agentcore.protocol.headers import HeaderReader
+from litestar_agentcore.protocol.headers import HeaderLimits, HeaderReader
 from litestar_agentcore.protocol.settings import Settings
 from litestar_agentcore.runtime.admission import Admission, admission_of
 from litestar_agentcore.runtime.agent_loop import AgentLoop
 from litestar_agentcore.runtime.execution import Execution
 from litestar_agentcore.runtime.handler import Handler, HandlerFunction, inspect_handler, is_coroutine_function, name_of
 from litestar_agentcore.runtime.health import Health
+from litestar_agentcore.runtime.sessions import Sessions
 from litestar_agentcore.runtime.tasks import ActiveTask, TaskRegistry
 from litestar_agentcore.runtime.threads import ThreadPool
 
@@ -47,12 +48,13 @@ class Agent:
             status_changed_at=lambda: self.health.last_change,
             event_loop_lag=lambda: self.loop.lag,
             handler_threads=lambda: (self.pool.running, self.pool.parked),
+            sessions=lambda: len(self.sessions),
             sync_queue_length=lambda: self.pool.queue_length,
             invocations_waiting=lambda: self.admission.waiting if self.admission is not None else 0,
         )
         self.telemetry = Telemetry(version, callbacks, span_attributes)
         self.telemetry.agent_name = settings.agent_name or self.telemetry.agent_name
-        self.headers = HeaderReader(self.telemetry.propagated)
+        self.headers = HeaderReader(self.telemetry.propagated, HeaderLimits.of(self.settings))
         self.loop = AgentLoop(settings.stall_seconds, on_stall=self.telemetry.metrics.stalls.add)
         self.pool = ThreadPool(settings.sync_threads, "agentcore-sync", settings.parked_threads)
         self.tasks = TaskRegistry(self.telemetry, on_change=self.health.tasks_changed)
@@ -67,6 +69,7 @@ class Agent:
         self.entrypoint: Handler | None = None
         self.websocket_handler: WebSocketHandler | None = None
         self.running: set[Running] = set()
+        self.sessions = Sessions(self.running, self.tasks, self.execution, settings.session_idle_seconds)
         self.admission = admission_of(settings)
         """The places of invocations; ``None`` where any number may run."""
         self.websocket_admission = Admission(settings.max_websockets) if settings.max_websockets is not None else None
@@ -142,7 +145,9 @@ class Agent:
         """Be ready for requests, again if need be."""
         self.shutting_down = self.refuses_work = False
         self.telemetry.tracer()
-        self.headers = HeaderReader(self.telemetry.propagated)  # the host program may have set another propagator
+        self.headers = HeaderReader(
+            self.telemetry.propagated, HeaderLimits.of(self.settings)
+        )  # the host program may have set another propagator
         if (entrypoint := self.entrypoint) is not None:
             inline = self.execution.runs_here(entrypoint)
             runs = "async, on the loop that accepts requests" if inline else entrypoint.kind.value

@@ -31,7 +31,7 @@ class Running:
         loop: The loop that serves it, in a task of which this is called.
     """
 
-    __slots__ = ("__weakref__", "_work", "began", "expired", "kind", "task", "values")
+    __slots__ = ("__weakref__", "_work", "began", "expired", "kind", "stopped", "task", "values")
 
     def __init__(self, kind: str, values: RequestValues, loop: asyncio.AbstractEventLoop) -> None:
         self.kind = kind
@@ -39,7 +39,9 @@ class Running:
         self.began = monotonic()
         self.task = asyncio.current_task(loop)
         self.expired = False
-        """Whether it was ended because the service's time to shut down was over."""
+        """Whether it was ended because the service's time to shut down was over, or with its session."""
+        self.stopped = False
+        """Whether it was ended with its session."""
         self._work: HandlerWork | None = None
 
     def outlive_client(self, work: HandlerWork, on_end: Callable[[], object]) -> None:
@@ -57,9 +59,13 @@ class Running:
         """Whether it is only there for what its handler still does."""
         return self._work is not None
 
-    def expire(self) -> None:
-        """End it: the service's time to shut down is over. From any thread."""
-        self.announce_expiry()
+    def expire(self, *, stopped: bool = False) -> None:
+        """End it: the service's time to shut down is over. From any thread.
+
+        Args:
+            stopped: Whether its session is stopped instead.
+        """
+        self.announce_expiry(stopped=stopped)
         if self._work is not None:
             self._work.cancel()
         elif self.task is not None:
@@ -69,14 +75,16 @@ class Running:
             else:
                 call_threadsafe(loop, self.task.cancel)
 
-    def announce_expiry(self) -> None:
+    def announce_expiry(self, *, stopped: bool) -> None:
         """Say in the log that it is ended."""
         self.expired = True
+        self.stopped = stopped
         token = current_request.set(self.values)
         logger.warning(
-            "The %s of session %s was still running at shutdown, %.1f s old, and is cancelled",
+            "The %s of session %s was still running %s, %.1f s old, and is cancelled",
             self.kind,
             self.values.session_id,
+            "when that was stopped" if stopped else "at shutdown",
             monotonic() - self.began,
         )
         current_request.reset(token)

@@ -97,6 +97,11 @@ class EventStream:
         """Whether there will be no more events than those that wait."""
         return self._ended or self._closed
 
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing more to take. Looked at in this order, for the last event comes before the end."""
+        return self._closed or (self._ended and not self._documents)
+
     def wake(self) -> None:
         """Have :meth:`take` return, also where there are no events. Call it on the loop of that."""
         self._woken = True
@@ -144,9 +149,9 @@ class EventStream:
     def _end(self, error: BaseException | None = None) -> None:
         """End the stream, from the generator's side; with a last event that tells of the error, if there was one."""
         if error is not None and not self._closed:
-            self._on_error(error)
+            event = self._on_error(error)
             logger.error("The stream's generator raised", exc_info=error)
-            self._push(encode_document(StreamError(message_of(error), type(error).__name__)))
+            self._push(encode_document(event or StreamError(message_of(error), type(error).__name__)))
         self._ended = True
         self._wake_taker()
         if self._on_end is not None:

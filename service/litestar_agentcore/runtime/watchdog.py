@@ -7,12 +7,9 @@ from collections.abc import Callable
 from contextvars import Context
 from time import monotonic
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from litestar_agentcore.protocol.context import current_request
-
-if TYPE_CHECKING:
-    from litestar_agentcore.runtime.agent_loop import AgentEventLoop
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +41,23 @@ class Runner(NamedTuple):
     """The innermost stack frame of the loop's thread."""
 
 
+class Turns(Protocol):
+    """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
+
+    turn_began: float
+
+
+class WatchedLoop(Protocol):
+    """A loop as the watchdog sees it, from another thread."""
+
+    @property
+    def turns(self) -> Turns:
+        """When it turns."""
+
+    def runner(self) -> Runner:
+        """What the loop runs in its present turn."""
+
+
 class Watchdog:
     """A thread that looks at the agent's loop several times in the span after which it counts as held.
 
@@ -55,7 +69,7 @@ class Watchdog:
         on_stall: Called once for each that takes longer.
     """
 
-    def __init__(self, loop: "AgentEventLoop", stall_seconds: float, on_stall: Callable[[], object]) -> None:
+    def __init__(self, loop: WatchedLoop, stall_seconds: float, on_stall: Callable[[], object]) -> None:
         self._loop = loop
         self._stall_seconds = stall_seconds
         self._on_stall = on_stall
