@@ -21,8 +21,8 @@ PingFunction = Callable[[], Any]
 class Health:
     """The agent's status: the forced one, else what the author's function says, else what the active tasks say.
 
-    The author's function runs in a thread of its own, one call at a time, and is waited for no longer than
-    ``timeout`` seconds: a function that hangs costs its own word, never the answer of ``/ping``.
+    The author's function runs in a thread of its own, one call at a time. Where it gives no answer within ``timeout``
+    seconds, the automatic status is used.
 
     Args:
         is_busy: Tells whether any background task is active.
@@ -72,7 +72,7 @@ class Health:
         self.tasks_changed()
 
     def tasks_changed(self) -> None:
-        """Take note that the first task began or the last one ended, which no ``/ping`` may be there to see."""
+        """Update the status: the first task began, or the last one ended. No ``/ping`` need come in between."""
         if self._forced is None and self._function is None:
             self._observe(self._automatic())
 

@@ -92,7 +92,7 @@ class TaskRegistry:
 
         Args:
             name: Its name in metrics, spans and the log.
-            metadata: Whatever else is worth knowing of it.
+            metadata: Anything else, for the log.
 
         Returns:
             The id to complete it with.
@@ -274,7 +274,7 @@ def make_task(coroutine: Any, make: "Callable[[], asyncio.Task[R]]") -> "asyncio
     Returns:
         The task.
     """
-    # The code is one for all that is wrapped; whose registry and name it is stands in the closure.
+    # All wrapped functions share one code object; the registry and the name are in the closure.
     if getattr(coroutine, "cr_code", None) is _TRACKED_CODE and inspect.getcoroutinestate(coroutine) == "CORO_CREATED":
         closure = coroutine.cr_frame.f_locals
         registry: TaskRegistry = closure["registry"]

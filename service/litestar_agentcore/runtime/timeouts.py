@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 TOLERANCE_SECONDS = 0.001
 """How much too early a timer may come: uvloop's count whole milliseconds."""
 
-FAREWELL_SECONDS = 5.0
+LAST_EVENT_SECONDS = 5.0
 """How long a client may take to read the last event of a stream whose time is over, before it is cut off."""
 
 
@@ -170,7 +170,7 @@ class StreamTimer:
         logger.warning("%s, and is ended", reason)
         self.end = StreamError(reason, "TimeoutError")
         self._wake()
-        self._timer = self._loop.call_later(FAREWELL_SECONDS, self._end_by_force)
+        self._timer = self._loop.call_later(LAST_EVENT_SECONDS, self._end_by_force)
 
     def _end_by_force(self) -> None:
         self._timer = None
