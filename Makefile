@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e bench reliability dashboards lock clean
+.PHONY: run test lint types e2e bench reliability fuzz audit dashboards lock clean
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -49,6 +49,18 @@ $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
 
+# Six minutes: mutated requests on raw sockets, and schemathesis on /schema.
+fuzz: $(VENV)/.installed-e2e
+	$(BIN)/python -m tests.fuzz.raw
+	$(BIN)/python -m tests.fuzz.schema
+
+# Asks the package index which dependencies have known faults, and fails where it cannot tell; then looks at the code.
+audit: $(INSTALLED)
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet bandit pip-audit; }
+	.venv-audit/bin/bandit --quiet --recursive --severity-level medium service telemetry app.py
+	.venv-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/runtime.txt \
+		|| { echo "The audit found faults, or could not ask the index about every package" >&2; exit 1; }
+
 # ONLY=overload, faults, drain or soak asks for one of them.
 ONLY ?= all
 reliability: $(VENV)/.installed-e2e
@@ -63,7 +75,7 @@ lock:
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-		pyproject.toml --output-file requirements/runtime.txt
+		--extra auth pyproject.toml --output-file requirements/runtime.txt
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/runtime.txt \
 		--extra tests --extra typing --extra build pyproject.toml --output-file requirements/dev.txt
@@ -77,6 +89,9 @@ lock:
 	for name in adot moved otel; do .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/$$name.in pyproject.toml --output-file tests/e2e/requirements-$$name.txt || exit; done
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		tests/e2e/oidc.in --output-file tests/e2e/requirements-oidc.txt
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		--constraint tests/benchmarks/requirements-peer-traced.txt \

@@ -242,7 +242,6 @@ def _connections() -> list[AnyPanel]:
             "Events sent a second. Falling while streams are open: the model is slow, or clients read slowly.",
             [Query(f"sum by ({PER_INSTANCE}) ({rate('agentcore_stream_chunks_total')})", INSTANCE)],
             "cps",
-            span=12,
             stacked=True,
         ),
         time_series_panel(
@@ -250,7 +249,14 @@ def _connections() -> list[AnyPanel]:
             "Open connections on each instance. They stay where they are when instances are added.",
             per_instance("agentcore_websocket_connections"),
             "short",
-            span=12,
+            stacked=True,
+        ),
+        time_series_panel(
+            "Sessions",
+            "Sessions for which something runs, or which are kept until AGENTCORE_SESSION_IDLE_SECONDS are over. Only"
+            " ever rising beside level traffic: they are kept for ever, up to 10,000.",
+            per_instance("agentcore_sessions"),
+            "short",
             stacked=True,
         ),
     ]

@@ -11,6 +11,7 @@ gc.disable()
 try:
     from litestar_agentcore.app import BedrockAgentCoreApp
     from litestar_agentcore.context import BedrockAgentCoreContext
+    from litestar_agentcore.guards import require_authentication
     from litestar_agentcore.plugin import AgentCorePlugin
     from litestar_agentcore.protocol.context import RequestContext
     from litestar_agentcore.protocol.models import PingStatus
@@ -33,4 +34,5 @@ __all__ = [
     "Settings",
     "SettingsError",
     "__version__",
+    "require_authentication",
 ]

@@ -17,7 +17,15 @@ from litestar_agentcore.errors import BrokenResponseError, author_exception_hand
 from litestar_agentcore.gathered_writes import gather, writes_to_server
 from litestar_agentcore.protocol.context import RequestValues
 from litestar_agentcore.protocol.headers import response_headers
-from litestar_agentcore.protocol.models import ErrorAnswer, Refusal, StreamError, session_stopped, shutting_down
+from litestar_agentcore.protocol.models import (
+    ErrorAnswer,
+    Refusal,
+    StreamError,
+    internal_error,
+    internal_stream_error,
+    session_stopped,
+    shutting_down,
+)
 from litestar_agentcore.protocol.serialization import encode, encode_events
 from litestar_agentcore.runtime.failure import Failure, message_of
 from litestar_agentcore.runtime.running import Running
@@ -68,11 +76,12 @@ class Answer(Running):
         values: The ids and headers of the request.
         running: Where it is listed until it has ended.
         loop: The loop that serves it.
+        expose_errors: Whether the client is told what a handler raised.
     """
 
     __slots__ = (
-        "_deadline", "_ended", "_headers", "_iterated_here", "_running", "_scope", "_send", "finished", "place",
-        "record", "request_body", "started", "timed_out",
+        "_deadline", "_ended", "_expose_errors", "_headers", "_iterated_here", "_running", "_scope", "_send",
+        "finished", "place", "record", "request_body", "started", "timed_out",
     )  # fmt: skip
 
     def __init__(
@@ -84,8 +93,10 @@ class Answer(Running):
         values: RequestValues,
         running: set[Running],
         loop: asyncio.AbstractEventLoop,
+        expose_errors: bool = True,
     ) -> None:
         super().__init__("invocation", values, loop)
+        self._expose_errors = expose_errors
         self._scope = scope
         self._send = send
         self._headers = response_headers(values.request_id or "", values.session_id)
@@ -170,13 +181,25 @@ class Answer(Running):
 
     # -- On the handler's side
 
-    def note(self, error: BaseException) -> None:
+    def note(self, error: BaseException) -> StreamError | None:
         """Record what a handler or its generator raised. On the handler's side, since it asks for the exception's text.
 
         Args:
             error: What was raised.
+
+        Returns:
+            The last event of its stream, where that is not to tell what was raised.
         """
         self.record.fail(error)
+        return None if self._expose_errors else internal_stream_error(self.values.request_id)
+
+    def internal_error(self, message: str) -> bytes:
+        """The body of a 500.
+
+        Args:
+            message: What was raised, for clients that may be told.
+        """
+        return encode(ErrorAnswer(message) if self._expose_errors else internal_error(self.values.request_id))
 
     def describe(self, error: BaseException) -> Failure:
         """Log what a handler raised, record it, and make of it what the client is to be told. On the handler's side.
@@ -197,7 +220,7 @@ class Answer(Running):
         status = status_of(error)
         if status is None:
             logger.error("The handler raised", exc_info=error)
-            return Failure(error, ErrorResponse(500, encode(ErrorAnswer(message_of(error)))))
+            return Failure(error, ErrorResponse(500, self.internal_error(message_of(error))))
         log = logger.error if status >= 500 else logger.warning
         log("The handler answered with HTTP status %d", status)
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers_of(error).items()]

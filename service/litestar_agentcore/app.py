@@ -20,6 +20,10 @@ from litestar_agentcore.controllers.invocations import FastPath
 from litestar_agentcore.errors import exception_handlers
 from litestar_agentcore.lost_connections import client_send
 from litestar_agentcore.plugin import APP_LOGGER, AgentCorePlugin
+from litestar_agentcore.server import server_options
+from litestar_agentcore.worker_processes import import_string, is_being_imported_by_worker
+
+logger = logging.getLogger(__name__)
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
@@ -57,7 +61,9 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         self.agent = self._plugin.agent
         options = dict(litestar_options)
         options["plugins"] = [self._plugin, *(options.get("plugins") or ())]
-        options["exception_handlers"] = exception_handlers(options.get("exception_handlers"))
+        options["exception_handlers"] = exception_handlers(
+            options.get("exception_handlers"), expose_errors=self.agent.settings.expose_errors
+        )
         options.setdefault("logging_config", None)  # Litestar's default would set up the host program's root logger
         options.setdefault("openapi_config", OpenAPIConfig(title="Agent", version="1"))
         super().__init__(
@@ -127,7 +133,14 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         Args:
             port: The port to listen on.
             host: The address to listen on; by default ``0.0.0.0`` inside a container and ``127.0.0.1`` elsewhere.
-            **kwargs: Options of ``uvicorn.run``, which win over the defaults.
+            **kwargs: Options of ``uvicorn.run``, which win over the defaults. With ``workers``, or the variable
+                ``WEB_CONCURRENCY``, above 1 each worker process imports the app anew, or runs the script that made it:
+                so the app must be a variable of a module, and a script must call this under
+                ``if __name__ == "__main__":``.
+
+        Raises:
+            ValueError: Several workers are asked for, and they could not import the app.
+            RuntimeError: A worker process runs the script that calls this, and the call is not guarded.
         """
         options: dict[str, Any] = {
             "host": host or default_host(),
@@ -137,7 +150,31 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         }
         if self._plugin.log_setup.configure_server():
             options["log_config"] = None
-        uvicorn.run(self, **(options | kwargs))
+        options |= kwargs
+        options = server_options(self.agent.settings, options.pop("http", "auto"), options.pop("ws", "auto")) | options
+        uvicorn.run(self._for_workers(options), **options)
+
+    def _for_workers(self, options: dict[str, Any]) -> Any:
+        """What to give to uvicorn: with several workers the app's import string."""
+        workers = options.get("workers")
+        if workers is None:
+            text = os.environ.get("WEB_CONCURRENCY", "").strip()
+            workers = int(text) if text.isdecimal() else 1
+        if workers <= 1:
+            return self
+        if is_being_imported_by_worker():
+            raise RuntimeError(
+                "Each worker process runs this script anew, and must not start workers of its own: call app.run() under"
+                ' `if __name__ == "__main__":`'
+            )
+        if (found := import_string(self)) is not None:
+            return found
+        reason = "each worker process imports the app, which must be a variable of a module or script for that"
+        if options.get("workers") is not None:
+            raise ValueError(f"app.run(workers={workers}) cannot work here: {reason}")
+        logger.warning("WEB_CONCURRENCY=%s is not heeded: %s", workers, reason)
+        options["workers"] = 1
+        return self
 
 
 _REGISTER = "BedrockAgentCoreApp(route_handlers=[...]) or app.register(...), with a Litestar route handler"
@@ -180,7 +217,7 @@ def default_host() -> str:
     """
     variables = ("DOCKER_CONTAINER", "KUBERNETES_SERVICE_HOST")
     inside = Path("/.dockerenv").exists() or any(os.environ.get(variable) for variable in variables)
-    return "0.0.0.0" if inside else "127.0.0.1"  # noqa: S104 - a container's port is of no use otherwise
+    return "0.0.0.0" if inside else "127.0.0.1"  # noqa: S104 - a container's port is of no use otherwise  # nosec B104
 
 
 def _litestar_middleware(entry: Any) -> Any:

@@ -66,6 +66,11 @@ class BedrockAgentCoreContext:
         return current_request.get().request_headers
 
     @classmethod
+    def get_claims(cls) -> dict[str, Any] | None:
+        """The claims of the caller's token, or ``{"api_key": name}``; ``None`` where authentication is off."""
+        return current_request.get().claims
+
+    @classmethod
     def set_routing_experiment(cls, arn: str | None, variant: str | None) -> None:
         """Set the routing experiment: attributes of the request's spans from here on.
 

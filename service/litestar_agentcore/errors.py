@@ -12,7 +12,7 @@ from litestar.exceptions import HTTPException
 
 from litestar_agentcore.protocol.context import current_request
 from litestar_agentcore.protocol.headers import HeaderReader, response_headers, sendable_headers
-from litestar_agentcore.protocol.models import ErrorAnswer
+from litestar_agentcore.protocol.models import ErrorAnswer, internal_error
 from litestar_agentcore.runtime.failure import message_of
 
 logger = logging.getLogger(__name__)
@@ -35,12 +35,18 @@ class BrokenResponseError(RuntimeError):
     """The failure is in the log: the server's line on it is left out (``agentcore_telemetry.log_handlers``)."""
 
 
-def answer_exception(request: ServiceRequest, error: Exception) -> Response[ErrorAnswer]:
+def answer_exception_unexposed(request: ServiceRequest, error: Exception) -> Response[ErrorAnswer]:
+    """As :func:`answer_exception`, with the request's id in the place of what was raised."""
+    return answer_exception(request, error, expose_errors=False)
+
+
+def answer_exception(request: ServiceRequest, error: Exception, *, expose_errors: bool = True) -> Response[ErrorAnswer]:
     """Answer an exception that Litestar or a route of the author's raised.
 
     Args:
         request: The request that failed.
         error: The exception; an HTTP exception of any framework has a ``status_code`` and a ``detail``.
+        expose_errors: Whether the answer may tell what was raised, where that is no HTTP exception.
 
     Returns:
         The error in the form of the contract, with the ids of the request and the headers of the exception.
@@ -51,7 +57,8 @@ def answer_exception(request: ServiceRequest, error: Exception) -> Response[Erro
         status = status_of(error)
         path = request.scope["path"]
         if status is None:
-            status, answer = 500, ErrorAnswer(message_of(error))
+            status = 500
+            answer = ErrorAnswer(message_of(error)) if expose_errors else internal_error(values.request_id)
             logger.error("%s %s failed", request.method, path, exc_info=error)
         else:
             answer = ErrorAnswer(_detail_of(error, status))
@@ -65,13 +72,14 @@ def answer_exception(request: ServiceRequest, error: Exception) -> Response[Erro
     return Response(answer, status_code=status, headers=headers)
 
 
-def exception_handlers(author: ExceptionHandlers | None) -> dict[Any, ExceptionHandler]:
+def exception_handlers(author: ExceptionHandlers | None, *, expose_errors: bool = True) -> dict[Any, ExceptionHandler]:
     """The exception handlers of an app: the author's, and the service's own for the rest.
 
     Args:
         author: The author's handlers, by exception class or status code; they win wherever they apply.
+        expose_errors: Whether answers may tell what was raised.
     """
-    handlers: dict[Any, ExceptionHandler] = {500: answer_exception}
+    handlers: dict[Any, ExceptionHandler] = {500: answer_exception if expose_errors else answer_exception_unexposed}
     with contextlib.suppress(ImportError):  # Litestar has a handler of its own for these, of another shape
         handlers[importlib.import_module("starlette.exceptions").HTTPException] = answer_exception
     if Exception not in (author or {}):  # ours is of a nearer class, and would win over the author's
@@ -112,7 +120,9 @@ def author_exception_handler(error: BaseException, handlers: ExceptionHandlers) 
     if not isinstance(error, HTTPException):
         keys.append(500)
     found = next((handlers[key] for key in keys if key in handlers), None)
-    is_default = found is answer_exception or getattr(found, "__module__", "").startswith("litestar.")
+    is_default = found in (answer_exception, answer_exception_unexposed) or getattr(found, "__module__", "").startswith(
+        "litestar."
+    )
     return None if is_default else found
 
 

@@ -11,15 +11,15 @@ from litestar.utils.scope.state import ScopeState
 
 from litestar_agentcore.answer import CLOSE, Answer, ErrorResponse, RawHeader
 from litestar_agentcore.asgi_bridge import serve_on_agent_loop
+from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.connections import agent_request
 from litestar_agentcore.debug_actions import debug_action
 from litestar_agentcore.disconnects import DisconnectWatcher
 from litestar_agentcore.errors import BrokenResponseError
 from litestar_agentcore.lost_connections import ClientSend, client_send
-from litestar_agentcore.protocol.context import current_request, enter_request
+from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders
 from litestar_agentcore.protocol.models import (
-    ErrorAnswer,
     Refusal,
     session_stopped,
     shutting_down,
@@ -36,6 +36,7 @@ from litestar_agentcore.runtime.callbacks import callbacks_of
 from litestar_agentcore.runtime.execution import HandlerCall, TaskWork
 from litestar_agentcore.runtime.failure import Failure, message_of
 from litestar_agentcore.runtime.handler import Handler
+from litestar_agentcore.runtime.sessions import KeptSession
 from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream
 from litestar_agentcore.runtime.timeouts import StreamLimits, TimeoutQueue
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CLOSING_STATUSES = frozenset({408, 413, 503})
+_CLOSING_STATUSES = frozenset({408, 413, 431, 503})
 """With these, the client had better ask elsewhere, or on another connection."""
 
 _REJECTED_STATUSES = frozenset({429, 503})
@@ -79,11 +80,13 @@ class InvocationExchange:
     Args:
         agent: The agent that is invoked.
         debug: Whether payloads may ask for debug actions.
+        authentication: Who may invoke it; ``None`` for everybody.
     """
 
-    def __init__(self, agent: Agent, debug: bool) -> None:
+    def __init__(self, agent: Agent, debug: bool, authentication: Authentication | None = None) -> None:
         self._agent = agent
         self._debug = debug
+        self._authentication = authentication
         settings = agent.settings
         self._stream_limits = StreamLimits.of(settings)
         self._invocation_seconds = settings.invocation_timeout_seconds
@@ -109,14 +112,15 @@ class InvocationExchange:
         record = telemetry.invocation(scope, parent, request.host, request.user_agent)
         loop = asyncio.get_running_loop()
         send = client_send(send)
-        answer = Answer(scope, send, headers, record, values, agent.running, loop)
+        answer = Answer(scope, send, headers, record, values, agent.running, loop, agent.settings.expose_errors)
         kept = None
-        if values.session_id is not None and not agent.refuses_work:
-            kept = agent.sessions.begin(values.session_id)
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)
         try:
             try:
+                if self._authentication is not None:
+                    await self._authentication.admit(scope, request)
+                kept = self._begin_session(values)  # which a stranger does not
                 await self._invoke(request, scope, receive, answer, self._clients_of(loop))
             except Refusal as refused:
                 await self._refuse(refused, request, scope, receive, answer)
@@ -143,6 +147,12 @@ class InvocationExchange:
                 agent.sessions.end(kept)
             record.end()
             current_request.reset(token)
+
+    def _begin_session(self, values: RequestValues) -> KeptSession | None:
+        agent = self._agent
+        if values.session_id is None or agent.refuses_work:
+            return None
+        return agent.sessions.begin(values.session_id)
 
     def _clients_of(self, loop: asyncio.AbstractEventLoop) -> "_Clients":
         clients = self._clients
@@ -359,4 +369,4 @@ class InvocationExchange:
             return
         if answer.started:
             raise BrokenResponseError("the handler's response failed after it had begun") from error
-        await answer.value(encode(ErrorAnswer(message or type(error).__name__)), 500)
+        await answer.value(answer.internal_error(message or type(error).__name__), 500)

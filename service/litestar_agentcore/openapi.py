@@ -1,14 +1,17 @@
 """What ``/schema`` says of the endpoints: the handler's own payload type, both kinds of answer, headers, errors."""
 
 import contextlib
+import copy
 from dataclasses import dataclass
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import (
+    Components,
     Example,
     OpenAPIHeader,
     OpenAPIMediaType,
@@ -19,6 +22,7 @@ from litestar.openapi.spec import (
     Reference,
     RequestBody,
     Schema,
+    SecurityScheme,
 )
 from litestar.plugins import OpenAPISchemaPlugin, OpenAPISchemaPluginProtocol
 from litestar.typing import FieldDefinition
@@ -48,6 +52,38 @@ INVOCATION_ERRORS = {
     503: _error("The service is shutting down, or has no thread for the handler"),
     504: _error("The handler took longer than an invocation may"),
 }
+
+_SCHEMES = {
+    "bearer": SecurityScheme("http", scheme="bearer", description="A token of the issuer, or an API key"),
+    "api_key": SecurityScheme("apiKey", name="X-Api-Key", security_scheme_in="header", description="An API key"),
+}
+"""The ways in which callers may authenticate themselves."""
+
+
+def security_requirements(api_keys: bool) -> list[dict[str, list[str]]]:
+    """What an operation asks of its callers: one of these.
+
+    Args:
+        api_keys: Whether a key in a header of its own will do.
+    """
+    names = ["bearer", "api_key"] if api_keys else ["bearer"]
+    return [{name: []} for name in names]
+
+
+def with_security_schemes(config: OpenAPIConfig, api_keys: bool) -> OpenAPIConfig:
+    """An application's OpenAPI configuration, with what :func:`security_requirements` speaks of.
+
+    Args:
+        config: The configuration.
+        api_keys: As there.
+    """
+    names = [name for requirement in security_requirements(api_keys) for name in requirement]
+    ours = Components(security_schemes={name: _SCHEMES[name] for name in names})
+    theirs = config.components if isinstance(config.components, list) else [config.components]
+    changed = copy.copy(config)  # which ``dataclasses.replace`` would warn of, in its own __post_init__
+    changed.components = [*theirs, ours]
+    return changed
+
 
 _ID_SCHEMA = Schema(type=OpenAPIType.STRING, min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")
 _TEXT = Schema(type=OpenAPIType.STRING)

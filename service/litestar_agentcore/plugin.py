@@ -2,8 +2,9 @@
 
 import asyncio
 import gc
+import itertools
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from litestar.config.app import AppConfig
 from litestar.plugins import CLIPlugin, InitPlugin, ReceiveRoutePlugin
 from litestar.routes import BaseRoute, HTTPRoute
 
+from litestar_agentcore.authentication import authentication_of
 from litestar_agentcore.authoring import AgentAuthoring, AnyFunction
 from litestar_agentcore.controllers.health import health_controllers
 from litestar_agentcore.controllers.invocations import invocations_controller, is_invocations_handler
@@ -20,19 +22,25 @@ from litestar_agentcore.controllers.metrics import metrics_controller
 from litestar_agentcore.controllers.websocket import websocket_controller
 from litestar_agentcore.errors import report_once
 from litestar_agentcore.exchange import InvocationExchange
+from litestar_agentcore.guards import AUTHENTICATION, guarded_openapi, require_authentication
 from litestar_agentcore.official_sdk import share_context
-from litestar_agentcore.openapi import PayloadSchemaPlugin, document_payload
+from litestar_agentcore.openapi import PayloadSchemaPlugin, document_payload, with_security_schemes
 from litestar_agentcore.protocol.context import current_request
 from litestar_agentcore.protocol.settings import Settings, retired_variables
 from litestar_agentcore.responses import as_responder
 from litestar_agentcore.runtime.agent import Agent
+from litestar_agentcore.server import uvicorn_bounded
 from litestar_agentcore.shutdown import Shutdown, detach_stuck_tasks
 from litestar_agentcore.version import __version__
+from litestar_agentcore.worker_processes import sockets_of_server
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
 
 logger = getLogger(__name__)
+
+_numbers = itertools.count()
+"""Tells the agents of this process apart, in the order in which they begin to serve; it is the same in each worker."""
 
 APP_LOGGER = "litestar_agentcore.app"
 """The name of the logger for the author's own lines."""
@@ -56,7 +64,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         metrics_path: Likewise for ``/metrics``.
 
     Raises:
-        SettingsError: An ``AGENTCORE_*`` variable makes no sense.
+        SettingsError: An ``AGENTCORE_*`` variable makes no sense, or something that it needs is not there.
         TypeError: The entrypoint cannot be called with a payload.
     """
 
@@ -79,8 +87,10 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         self.log_setup.configure_package("agentcore_telemetry")
         self.log_setup.format_server_lines()
         self.serves = False
+        self._number: int | None = None
         share_context()
         self.agent = Agent(settings, as_responder, __version__)
+        self.authentication = authentication_of(settings, self.agent.telemetry.metrics)
         self._debug = debug
         self._ping_path = ping_path
         self._ready_path = ready_path
@@ -97,14 +107,20 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Mount the endpoints; called by Litestar."""
         debug = app_config.debug if self._debug is None else self._debug
-        self.exchange = exchange = InvocationExchange(self.agent, debug)
+        authentication, settings = self.authentication, self.agent.settings
+        app_config.state[AUTHENTICATION] = authentication
+        self.exchange = exchange = InvocationExchange(self.agent, debug, authentication)
         app_config.route_handlers += [
-            invocations_controller(self.agent, exchange),
+            invocations_controller(self.agent, exchange, authentication),
             *health_controllers(self.agent, self._ping_path, self._ready_path),
-            websocket_controller(self.agent),
+            websocket_controller(self.agent, authentication),
         ]
         if self._metrics_path is not None:
-            app_config.route_handlers.append(metrics_controller(self.agent, self._metrics_path))
+            guards = [require_authentication] if settings.auth_metrics else []
+            app_config.route_handlers.append(metrics_controller(self.agent, self._metrics_path, guards))
+        if (config := app_config.openapi_config) is not None and authentication is not None:
+            config = with_security_schemes(config, authentication.takes_api_keys)
+            app_config.openapi_config = guarded_openapi(config) if settings.auth_schema else config
         app_config.lifespan.append(self._lifespan)
         report_once(app_config.after_exception)
         return app_config
@@ -120,8 +136,9 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
 
     @contextmanager
     def server_lifespan(self, app: Litestar) -> Iterator[None]:
-        """Have ``litestar run`` write its lines in the same form as the agent's; called by Litestar."""
-        with uvicorn_unconfigured() if self.log_setup.configure_server() else nullcontext():
+        """Have ``litestar run`` keep to the limits, and log in the same form as the agent; called by Litestar."""
+        unconfigured = uvicorn_unconfigured() if self.log_setup.configure_server() else nullcontext()
+        with uvicorn_bounded(self.agent.settings), unconfigured:
             yield
 
     def begin_to_serve(self) -> None:
@@ -148,16 +165,31 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
             logger.warning("Variables that are set and no longer mean anything: %s", ", ".join(self._retired))
             self._retired = []
         self.agent.start()
-        shutdown = Shutdown(self.agent)
-        with shutdown.on_termination(), startup_objects_frozen() if shutdown.has_server else nullcontext():
-            try:
-                yield
-            finally:
-                self.agent.shutting_down = True
-                await shutdown.finish()
-                await detach_stuck_tasks()
-                await asyncio.to_thread(self.agent.stop)
-                self.agent.refuses_work = False  # who calls the application without a lifespan is welcome again
+        if self.authentication is not None:
+            self.authentication.start()
+        try:
+            async with self._joined_workers():
+                shutdown = Shutdown(self.agent)
+                with shutdown.on_termination(), startup_objects_frozen() if shutdown.has_server else nullcontext():
+                    try:
+                        yield
+                    finally:
+                        self.agent.shutting_down = True
+                        await shutdown.finish()
+                        await detach_stuck_tasks()
+                        await asyncio.to_thread(self.agent.stop)
+        finally:
+            self.agent.refuses_work = False  # who calls the application without a lifespan is welcome again
+
+    def _joined_workers(self) -> AbstractAsyncContextManager[None]:
+        sockets = sockets_of_server()
+        if sockets is None:
+            return nullcontext()
+        if self._number is None:
+            self._number = next(_numbers)
+        from litestar_agentcore.runtime.workers import Workers  # which one process has no use for
+
+        return Workers(self.agent, sockets, self._number).joined()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
 
 from litestar_agentcore.asgi_bridge import serve_on_agent_loop
+from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.connections import NO_STATUS, ClientDisconnected, agent_websocket
 from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
 from litestar_agentcore.protocol.headers import RequestHeaders, response_headers
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 NORMAL_CLOSURE = 1000
 GOING_AWAY = 1001
 POLICY_VIOLATION = 1008
+MESSAGE_TOO_BIG = 1009
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
 """Close codes of RFC 6455, section 7.4.1, and of the registry that it founded."""
@@ -42,10 +44,14 @@ class WebSocketConnection:
     Args:
         agent: The agent that is talked to.
         socket: The connection, before the handshake.
+        authentication: Who may talk to it; ``None`` for everybody.
     """
 
-    def __init__(self, agent: Agent, socket: AnySocket) -> None:
+    def __init__(self, agent: Agent, socket: AnySocket, authentication: Authentication | None = None) -> None:
         self._agent = agent
+        self._authentication = authentication
+        self._subprotocol: str | None = None
+        """The subprotocol to accept with where the handler names none."""
         self._scope = socket.scope
         self._receive = socket.receive
         self._send = socket.send
@@ -70,6 +76,12 @@ class WebSocketConnection:
     async def _serve_or_refuse(self) -> None:
         agent = self._agent
         request = agent.headers.read(self._scope["headers"])
+        if self._authentication is not None:
+            try:
+                self._subprotocol = await self._authentication.admit(self._scope, request)
+            except Refusal as refused:
+                await self._refuse(request.values, refused)
+                return
         values = request.values
         if request.refusal is not None:
             await self._refuse(values, request.refusal)
@@ -173,17 +185,25 @@ class WebSocketConnection:
             raise
 
     async def _receive_message(self) -> ReceiveMessage:
-        message = await self._receive()
+        message: Any = await self._receive()
+        limit = self._agent.settings.max_websocket_message_bytes
+        if message["type"] == "websocket.receive" and _is_larger(message, limit):
+            logger.warning("A WebSocket message exceeds the limit of %d bytes, and the connection is closed", limit)
+            await self._close(MESSAGE_TOO_BIG)
+            message = {"type": "websocket.disconnect", "code": MESSAGE_TOO_BIG, "reason": ""}
         if message["type"] == "websocket.disconnect":
             self._closed = True
             self._disconnect = message
-        return message
+        received: ReceiveMessage = message
+        return received
 
     async def _send_message(self, message: Message) -> None:
         if (disconnect := self._disconnect) is not None:  # which is read before the handler asks for it
             raise ClientDisconnected(disconnect.get("code") or NO_STATUS, disconnect.get("reason") or "")
         if message["type"] == "websocket.accept":
             self._accepted = True
+            if self._subprotocol is not None and not message["subprotocol"]:
+                message = {**message, "subprotocol": self._subprotocol}
         elif message["type"] == "websocket.http.response.start":  # the handshake is denied
             self._closed = True
             self._status = message["status"]
@@ -202,11 +222,11 @@ class WebSocketConnection:
         self._closed = True
         if not self._accepted and code != NORMAL_CLOSURE:
             self._accepted = True
-            await self._send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+            await self._send({"type": "websocket.accept", "subprotocol": self._subprotocol, "headers": []})
         await self._send({"type": "websocket.close", "code": code, "reason": ""})
 
     async def _refuse(self, values: RequestValues, refusal: Refusal) -> None:
-        """Answer a handshake whose headers make no sense: with HTTP where the server can, else with a close code."""
+        """Answer a handshake that is not let in: with HTTP where the server can, else with a close code."""
         token = enter_request(values)
         logger.warning("The WebSocket was refused: %s", refusal.reason)
         current_request.reset(token)
@@ -221,3 +241,14 @@ class WebSocketConnection:
         await self._send(start)
         end: Any = {"type": "websocket.http.response.body", "body": body, "more_body": False}
         await self._send(end)
+
+
+_MOST_UTF_8_BYTES = 4
+"""Of one character."""
+
+
+def _is_larger(message: Any, limit: int) -> bool:
+    text = message.get("text")
+    if text is None:
+        return len(message.get("bytes") or b"") > limit
+    return len(text) * _MOST_UTF_8_BYTES > limit and len(text.encode()) > limit

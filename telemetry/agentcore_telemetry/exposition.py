@@ -1,17 +1,19 @@
 """What was recorded, as metrics of ``prometheus_client`` in the formats that scrapers accept."""
 
-import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as MetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
-from agentcore_telemetry.instruments import Counter, Histogram, InvocationMetrics, ScrapeCallbacks, TaskMetrics
+from agentcore_telemetry.instruments import Aggregation, Instrument, Kind, Metric, SeriesValue, Snapshot
 
+Rows = list[tuple[tuple[str, ...], SeriesValue]]
+"""The values of a metric's labels, each with what the series holds."""
 Buckets = list[tuple[str, float] | tuple[str, float, Exemplar]]
 
 
@@ -19,152 +21,103 @@ class AgentCollector(Collector):
     """Makes the metrics of a service anew at each scrape.
 
     Args:
-        version: The service's version.
-        callbacks: What each scrape asks.
-        invocations: What was recorded of invocations.
-        tasks: What was recorded of background tasks.
-        websockets: The number of open WebSockets.
-        stalls: How often a handler held the event loop.
+        snapshot: Tells what all series hold.
+        instruments: Tells what they are recorded with.
+        bounds: The upper bounds of the histograms' buckets, in seconds.
     """
 
     def __init__(
         self,
-        *,
-        version: str,
-        callbacks: ScrapeCallbacks,
-        invocations: InvocationMetrics,
-        tasks: TaskMetrics,
-        websockets: Counter,
-        stalls: Counter,
+        snapshot: Callable[[], Snapshot],
+        instruments: Callable[[], Iterable[Instrument]],
+        bounds: Sequence[float],
     ) -> None:
-        self._version = version
-        self._callbacks = callbacks
-        self._invocations = invocations
-        self._tasks = tasks
-        self._websockets = websockets
-        self._stalls = stalls
+        self._snapshot = snapshot
+        self._instruments = instruments
+        self._bounds = [floatToGoString(bound) for bound in (*bounds, float("inf"))]  # type: ignore[no-untyped-call]
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[MetricFamily]:
         """The metrics as they are now."""
-        yield from self._collect_invocations()
-        yield GaugeMetricFamily("agentcore_websocket_connections", "Open WebSockets.", self._websockets.value)
-        yield CounterMetricFamily(
-            "agentcore_handler_stalls",
-            "Times a handler held the agent's event loop longer than the limit.",
-            self._stalls.value,
-        )
-        yield from self._collect_tasks()
-        build = GaugeMetricFamily("agentcore_build_info", "What is running.", labels=("version", "python_version"))
-        build.add_metric((self._version, platform.python_version()), 1)
-        yield build
-        yield from self._call_callbacks()
+        rows: dict[str, Rows] = {}
+        for key, value in self._snapshot().items():
+            rows.setdefault(key.metric, []).append((key.labels, value))
+        # A metric may be recorded with several instruments, one for each value of a label.
+        metrics = {metric.name: metric for each in self._instruments() for metric in each.metrics}
+        for name, metric in metrics.items():
+            yield self._family(metric, rows.get(name, []))
 
-    def _collect_invocations(self) -> Iterator[Metric]:
-        finished = CounterMetricFamily("agentcore_invocations", "Finished invocations.", labels=("mode", "outcome"))
-        duration = HistogramMetricFamily(
-            "agentcore_invocation_duration_seconds",
-            "From the request to the last byte of its answer.",
-            labels=("mode",),
-        )
-        first_chunk = HistogramMetricFamily(
-            "agentcore_time_to_first_chunk_seconds", "From the request to the first event of its stream."
-        )
-        invocations = self._invocations
-        with invocations.lock:
-            for labels, count in invocations.finished.items():
-                finished.add_metric(labels, count)
-            for mode, histogram in invocations.durations.items():
-                duration.add_metric((mode,), _buckets(histogram), histogram.sum)
-            histogram = invocations.time_to_first_chunk
-            first_chunk.add_metric((), _buckets(histogram), histogram.sum)
-            in_progress, chunks = invocations.in_progress, invocations.sent_chunks
-        yield finished
-        yield duration
-        yield first_chunk
-        yield GaugeMetricFamily("agentcore_invocations_in_progress", "Invocations that are being served.", in_progress)
-        yield CounterMetricFamily("agentcore_stream_chunks", "Events sent.", chunks)
+    def _family(self, metric: Metric, rows: Rows) -> MetricFamily:
+        name, kind, help_, labels, _ = metric
+        if kind == "histogram":
+            histogram = HistogramMetricFamily(name, help_, labels=labels)
+            for values, value in rows:
+                if len(value.exemplars) == len(self._bounds):  # not those of another release, with other buckets
+                    histogram.add_metric(values, self._buckets(value), value.numbers[-1])
+            return histogram
+        family = (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(name, help_, labels=labels)
+        for values, value in rows:
+            family.add_metric(values, value.numbers[0])
+        return family
 
-    def _collect_tasks(self) -> Iterator[Metric]:
-        finished = CounterMetricFamily("agentcore_async_tasks", "Finished tasks.", labels=("name", "outcome"))
-        duration = HistogramMetricFamily(
-            "agentcore_async_task_duration_seconds", "From a task's start to its end.", labels=("name",)
-        )
-        tasks = self._tasks
-        with tasks.lock:
-            for labels, count in tasks.finished.items():
-                finished.add_metric(labels, count)
-            for name, histogram in tasks.durations.items():
-                duration.add_metric((name,), _buckets(histogram), histogram.sum)
-        yield finished
-        yield duration
-
-    def _call_callbacks(self) -> Iterator[Metric]:
-        callbacks = self._callbacks
-        yield GaugeMetricFamily("agentcore_active_tasks", "Async tasks that run now.", callbacks.active_tasks())
-        status = GaugeMetricFamily(
-            "agentcore_ping_status", "1 for the status that /ping gives, 0 for the other.", labels=("status",)
-        )
-        now = callbacks.ping_status()
-        for name in ("Healthy", "HealthyBusy"):
-            status.add_metric((name,), float(name == now))
-        yield status
-        yield GaugeMetricFamily(
-            "agentcore_ping_status_last_change_timestamp_seconds",
-            "When the status that /ping gives last changed.",
-            callbacks.status_changed_at(),
-        )
-        yield GaugeMetricFamily(
-            "agentcore_event_loop_lag_seconds",
-            "For how long the agent's event loop has not turned; 0 where it waits for something to do.",
-            callbacks.event_loop_lag(),
-        )
-        threads = GaugeMetricFamily(
-            "agentcore_handler_threads",
-            "Threads of plain and await-less handlers; parked ones are held by a generator whose client reads slowly.",
-            labels=("state",),
-        )
-        for state, count in zip(("running", "parked"), callbacks.handler_threads(), strict=True):
-            threads.add_metric((state,), count)
-        yield threads
-        yield GaugeMetricFamily(
-            "agentcore_sync_queue_length", "Sync invocations that wait for a thread.", callbacks.sync_queue_length()
-        )
-        yield GaugeMetricFamily(
-            "agentcore_sessions", "Sessions for which something runs, or which are kept.", callbacks.sessions()
-        )
-        yield GaugeMetricFamily(
-            "agentcore_invocations_waiting", "Invocations that wait for a place.", callbacks.invocations_waiting()
-        )
-        yield CounterMetricFamily(
-            "agentcore_spans_dropped", "Spans that never reached the backend.", callbacks.spans_dropped()
-        )
+    def _buckets(self, value: SeriesValue) -> Buckets:
+        buckets: Buckets = []
+        total = 0.0
+        for label, count, exemplar in zip(self._bounds, value.numbers[:-1], value.exemplars, strict=True):
+            total += count
+            if exemplar is None:
+                buckets.append((label, total))
+            else:
+                trace_id, seconds, at = exemplar
+                buckets.append((label, total, Exemplar({"trace_id": f"{trace_id:032x}"}, seconds, at)))
+        return buckets
 
 
-def _buckets(histogram: Histogram) -> Buckets:
-    buckets: Buckets = []
-    total = 0
-    for bound, count, exemplar in zip(histogram.bounds, histogram.counts, histogram.exemplars, strict=True):
-        total += count
-        label: str = floatToGoString(bound)  # type: ignore[no-untyped-call]
-        if exemplar is None:
-            buckets.append((label, total))
-        else:
-            trace_id, seconds, at = exemplar
-            buckets.append((label, total, Exemplar({"trace_id": f"{trace_id:032x}"}, seconds, at)))
-    return buckets
+class ProcessMetrics(Instrument):
+    """What the process uses, as ``prometheus_client`` tells it, to be added to what its siblings use.
+
+    Of the start times the latest counts, so that one sees when a process was replaced.
+    """
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry(auto_describe=False)
+        self._collectors = (ProcessCollector(registry=registry), GCCollector(registry=registry))
+        metrics = {metric.name: metric for metric, _ in self._families()}
+        super().__init__(*metrics.values())
+
+    def refresh(self) -> None:
+        """Ask for the values."""
+        families = list(self._families())
+        with self.lock:
+            for metric, family in families:
+                for sample in family.samples:
+                    labels = tuple(sample.labels[name] for name in metric.labels)
+                    self._set(metric, labels, sample.value)
+
+    def _families(self) -> Iterator[tuple[Metric, MetricFamily]]:
+        for collector in self._collectors:
+            for family in collector.collect():
+                if family.samples:
+                    counter = family.type == "counter"
+                    labels = tuple(family.samples[0].labels)
+                    latest = family.name == "process_start_time_seconds"
+                    aggregation: Aggregation = "total" if counter else "max" if latest else "sum"
+                    kind: Kind = "counter" if counter else "gauge"
+                    yield Metric(family.name, kind, family.documentation, labels, aggregation), family
 
 
-def make_registry(collector: AgentCollector) -> CollectorRegistry:
-    """Make the registry of a service, with the metrics of the process and of Python besides.
+def make_registry(collector: AgentCollector, *, with_process: bool) -> CollectorRegistry:
+    """Make the registry of a service, with the metrics of Python besides.
 
     Args:
         collector: Makes the service's metrics.
+        with_process: Whether those of the process are wanted too.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
-    ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
+    if with_process:
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
     return registry
 
 

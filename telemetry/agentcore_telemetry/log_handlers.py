@@ -217,6 +217,7 @@ class LogSetup:
             return False
         errors = logging.getLogger("uvicorn.error")
         errors.addFilter(_is_not_logged)
+        errors.addFilter(_without_blame)
         errors.addFilter(_without_query)
         logging.getLogger("uvicorn.access").addFilter(_without_query)
         if not all(isinstance(handler, StandardErrorHandler) for handler in logging.getLogger().handlers):
@@ -260,6 +261,14 @@ def _without_query(record: logging.LogRecord) -> bool:
     """Cut the query off the path of a line on a request or a WebSocket: credentials and personal data stand there."""
     if isinstance(record.args, tuple) and str(record.msg).startswith('%s - "'):
         record.args = tuple(arg.partition("?")[0] if isinstance(arg, str) else arg for arg in record.args)
+    return True
+
+
+def _without_blame(record: logging.LogRecord) -> bool:
+    """Make a warning, without a traceback, of uvicorn's line at ERROR on a client's text that is no UTF-8."""
+    if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError) and "from client" in str(record.msg):
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.exc_info = record.exc_text = None
     return True
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,9 @@ RequestIds = Callable[[], tuple[str | None, str | None]]
 """Returns the request id and the session id that are current where it is called."""
 
 _encoder = msgspec.json.Encoder()
+
+_JSON_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029]")
+"""What JSON allows in a string as it is, and readers may take for the end of a line, or a terminal for a command."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -65,10 +69,11 @@ class JsonFormatter(logging.Formatter):
             entry["stackTrace"] = traceback.format_exception(error)
             entry["location"] = f"{record.pathname}:{record.funcName}:{record.lineno}"
         try:
-            return _encoder.encode(entry).decode()
+            line = _encoder.encode(entry).decode()
         except UnicodeEncodeError:
             printable = {key: _printable(value) for key, value in entry.items()}
-            return _encoder.encode(printable).decode()
+            line = _encoder.encode(printable).decode()
+        return _JSON_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def _message_of(record: logging.LogRecord) -> str:
@@ -90,6 +95,15 @@ def _printable(value: object) -> object:
     if isinstance(value, list):
         return [_printable(item) for item in value]
     return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""What ends a line, steers a terminal, or changes the direction of what is written after it."""
+
+
+def _on_one_line(text: str) -> str:
+    """Escape what could make one record look like two, or steer the terminal that it is read at."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class TextFormatter(logging.Formatter):
@@ -114,7 +128,7 @@ class TextFormatter(logging.Formatter):
             record: What was logged.
 
         Returns:
-            A line of text, and the traceback below it where there is one.
+            A line of text, and the traceback below it, indented, where there is one.
         """
         level = f"{record.levelname:<8}"
         if self._coloured and (colour := self._COLOURS.get(record.levelname)):
@@ -122,11 +136,14 @@ class TextFormatter(logging.Formatter):
         request_id, session_id = self._request_ids()
         ids = [f"{name}={value}" for name, value in (("request", request_id), ("session", session_id)) if value]
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        line = f"{clock}.{int(record.msecs):03d} {level} {record.name}: {_message_of(record)}"
+        line = (
+            f"{clock}.{int(record.msecs):03d} {level} {_on_one_line(record.name)}: {_on_one_line(_message_of(record))}"
+        )
         if ids:
-            line += f"  [{' '.join(ids)}]"
+            line += f"  [{_on_one_line(' '.join(ids))}]"
         if record.exc_info and (error := record.exc_info[1]) is not None:
-            line += "\n" + "".join(traceback.format_exception(error)).rstrip()
+            lines = "".join(traceback.format_exception(error)).rstrip().split("\n")
+            line += "".join(f"\n  {_on_one_line(each)}" for each in lines)
         return str(_printable(line))
 
 

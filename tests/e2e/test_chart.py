@@ -626,6 +626,7 @@ def test_zero_and_false_are_values() -> None:
         "streamIdleSeconds": 0,
         "sseKeepaliveSeconds": 0,
         "bodyIdleSeconds": 0,
+        "sessionIdleSeconds": 0,
         "cancelOnDisconnect": False,
     }
     environment = render({"agent": {"settings": off}}).environment

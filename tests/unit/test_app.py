@@ -1,6 +1,7 @@
 """``BedrockAgentCoreApp``: a ``litestar.Litestar`` that serves an agent."""
 
 import logging
+import multiprocessing
 import subprocess
 import sys
 import warnings
@@ -279,6 +280,43 @@ def test_run_serves_the_app_on_port_8080_of_this_machine_alone(app: BedrockAgent
     ((what, options),) = served
     assert what is app
     assert (options["host"], options["port"]) == ("127.0.0.1", 8080)
+
+
+def test_run_with_workers_serves_what_each_of_them_can_import(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "of_this_module", BedrockAgentCoreApp(), raising=False)
+    of_this_module.run(workers=2)  # type: ignore[name-defined]  # noqa: F821
+    monkeypatch.setenv("WEB_CONCURRENCY", "3")
+    of_this_module.run()  # type: ignore[name-defined]  # noqa: F821
+    assert [(what, options.get("workers")) for what, options in served] == [
+        (f"{__name__}:of_this_module", 2),
+        (f"{__name__}:of_this_module", None),
+    ]
+
+
+def test_run_with_workers_says_why_an_app_that_no_module_has_cannot_be_served(served: Served) -> None:
+    with pytest.raises(ValueError, match=r"workers=2.*must be a variable of a module"):
+        BedrockAgentCoreApp().run(workers=2)
+    assert served == []
+
+
+def test_a_platforms_wish_for_workers_that_cannot_be_met_is_a_warning(
+    served: Served, monkeypatch: pytest.MonkeyPatch, log: LogLines
+) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "4")
+    app = BedrockAgentCoreApp()
+    app.run()
+    assert [(what, options["workers"]) for what, options in served] == [(app, 1)]
+    assert "WEB_CONCURRENCY=4 is not heeded" in log.lines[-1]["message"]
+
+
+def test_a_worker_that_runs_an_unguarded_script_says_what_is_missing(
+    app: BedrockAgentCoreApp, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(RuntimeError, match='if __name__ == "__main__":'):
+        app.run(workers=2)
+    app.run()
+    assert len(served) == 1
 
 
 @pytest.mark.parametrize("variable", ["DOCKER_CONTAINER", "KUBERNETES_SERVICE_HOST"])

@@ -9,8 +9,23 @@ from typing import Any
 import prometheus_client
 import pytest
 from agentcore_telemetry import instruments
-from agentcore_telemetry.instruments import Counter, Histogram, InvocationMetrics, ScrapeCallbacks, TaskMetrics
-from agentcore_telemetry.metrics import DURATION_BUCKETS, MAX_TASK_NAMES, MODES, OUTCOMES, TASK_OUTCOMES, AgentMetrics
+from agentcore_telemetry.instruments import (
+    Counter,
+    Histogram,
+    InvocationMetrics,
+    Metric,
+    ScrapeCallbacks,
+    TaskMetrics,
+)
+from agentcore_telemetry.metrics import (
+    AUTH_FAILURES,
+    DURATION_BUCKETS,
+    MAX_TASK_NAMES,
+    MODES,
+    OUTCOMES,
+    TASK_OUTCOMES,
+    AgentMetrics,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -63,8 +78,11 @@ class Client:
         self.chunks = counter("stream_chunks", "Events sent.")
         self.websockets = gauge("websocket_connections", "Open WebSockets.")
         self.stalls = counter("handler_stalls", "Times a handler held the agent's event loop longer than the limit.")
+        self.auth_failures = counter("auth_failures", "Callers who were not let in.", "reason")
         self.tasks = counter("async_tasks", "Finished tasks.", "name", "outcome")
         self.task_duration = histogram("async_task_duration", "From a task's start to its end.", "name")
+        for reason in AUTH_FAILURES:
+            self.auth_failures.labels(reason)
         for mode in MODES:
             self.duration.labels(mode)
             for outcome in OUTCOMES:
@@ -156,6 +174,8 @@ def observe(metrics: AgentMetrics, client: Client, what: str, *about: Any) -> No
     else:
         metrics.stalls.add()
         client.stalls.inc()
+        metrics.auth_failures["expired"].add()
+        client.auth_failures.labels("expired").inc()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -213,7 +233,7 @@ def test_a_scrape_counts_each_thing_once_however_often_it_is_asked(form: str, cl
 @settings(deadline=None)
 @given(st.lists(seconds), st.lists(st.floats(0.001, 1e6), min_size=1, max_size=10, unique=True).map(sorted))
 def test_the_buckets_are_those_of_a_histogram_whatever_the_bounds(lengths: list[float], bounds: list[float]) -> None:
-    ours = Histogram(bounds)
+    ours = Histogram(bounds, Metric("h", "histogram", "h"))
     theirs = prometheus_client.Histogram("h", "h", buckets=bounds, registry=None)
     for length in lengths:
         ours.observe(length, None)
@@ -321,7 +341,7 @@ def at_once(work: Callable[[], object], threads: int = 8) -> None:
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_what_threads_add_at_once_is_added() -> None:
-    counter = Counter()
+    counter = Counter(Metric("c", "counter", "c"))
 
     def work() -> None:
         for _ in range(2000):

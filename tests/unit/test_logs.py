@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import time
+import unicodedata
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NoReturn
@@ -250,7 +251,27 @@ def test_an_exception_is_written_below_its_line_for_people() -> None:
     error = ValueError("lost")
     record = logging.LogRecord("author", logging.ERROR, "path", 1, "failed", None, (ValueError, error, None))
     line = make_formatter(nowhere, "text", io.StringIO()).format(record)
-    assert line.endswith("author: failed\nValueError: lost")
+    assert line.endswith("author: failed\n  ValueError: lost")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["a\r\nERROR forged", "\x1b[2J\x1b]0;title\x07", "\u2028next", "nul\0", "\x9b31m", "\u202ereversed", "a" * 100_000],
+)
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_what_is_logged_stays_on_its_line_and_steers_no_terminal(form: Any, hostile: str) -> None:
+    record = logging.LogRecord("author", logging.INFO, "path", 1, "said %s", (hostile,), None)
+    line = make_formatter(lambda: (hostile, hostile), form, io.StringIO()).format(record)
+    assert line.splitlines() == [line]
+    assert not any(unicodedata.category(character) in {"Cc", "Zl", "Zp"} for character in line)
+
+
+def test_an_exception_text_forges_no_record_for_people() -> None:
+    error = ValueError("lost\n12:00:00.000 ERROR    author: forged\x1b[31m")
+    record = logging.LogRecord("author", logging.ERROR, "path", 1, "failed", None, (ValueError, error, None))
+    first, *rest = make_formatter(nowhere, "text", io.StringIO()).format(record).split("\n")
+    assert first.endswith("author: failed")
+    assert all(line.startswith("  ") and "\x1b" not in line for line in rest)
 
 
 def test_a_line_has_the_ids_of_its_span_where_there_is_one(logger: logging.Logger, output: io.StringIO) -> None:

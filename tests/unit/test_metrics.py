@@ -47,6 +47,7 @@ METRICS: dict[str, tuple[str, set[str]]] = {
     "agentcore_websocket_connections": ("gauge", set()),
     "agentcore_async_tasks": ("counter", {"name", "outcome"}),
     "agentcore_async_task_duration_seconds": ("histogram", {"name"}),
+    "agentcore_auth_failures": ("counter", {"reason"}),
     "agentcore_handler_stalls": ("counter", set()),
     "agentcore_event_loop_lag_seconds": ("gauge", set()),
     "agentcore_handler_threads": ("gauge", {"state"}),
@@ -173,6 +174,17 @@ def test_durations_are_told_apart_from_a_millisecond_to_an_hour(app: BedrockAgen
     for metric in histograms:
         bounds = sorted({float(sample.labels["le"]) for sample in metric.samples if "le" in sample.labels})
         assert (bounds[0], bounds[-2], bounds[-1]) == (0.001, 3600, float("inf"))
+
+
+REASONS = {
+    "missing", "malformed", "api_key", "algorithm", "unknown_key", "signature", "issuer", "expired", "not_yet_valid",
+    "claims", "audience", "client", "scope", "unavailable",
+}  # fmt: skip
+
+
+def test_each_reason_to_let_a_caller_not_in_is_counted_from_zero(client: Client) -> None:
+    counted = samples(client, "agentcore_auth_failures_total")
+    assert {sample.labels["reason"]: sample.value for sample in counted} == dict.fromkeys(REASONS, 0)
 
 
 @pytest.mark.parametrize("state", ["running", "parked"])

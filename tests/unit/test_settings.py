@@ -10,6 +10,9 @@ from litestar_agentcore.protocol.settings import retired_variables
 
 VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_MAX_BODY_BYTES", 100 * 1024 * 1024, "4096", 4096, ["0", "-1", "1.5", "many", "0x10"]),
+    ("AGENTCORE_MAX_HEADERS", 200, "20", 20, ["0", "-1", "1.5", "many"]),
+    ("AGENTCORE_MAX_HEADER_BYTES", 65536, "4096", 4096, ["0", "-1", "1.5", "64k"]),
+    ("AGENTCORE_MAX_WEBSOCKET_MESSAGE_BYTES", 16 * 1024 * 1024, "1", 1, ["0", "-1", "1.5", "16M"]),
     ("AGENTCORE_HANDLER_ISOLATION", "isolated", "inline", "inline", ["none", "in line"]),
     ("AGENTCORE_STALL_SECONDS", 0.1, "0.5", 0.5, ["0", "-1", "nan", "soon"]),
     ("AGENTCORE_SHUTDOWN_GRACE_SECONDS", 30, "3600", 3600, ["-1", "nan", "soon"]),
@@ -31,6 +34,20 @@ VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_PING_TIMEOUT_SECONDS", 0.5, "0.25", 0.25, ["0", "-1", "nan", "1e999", "soon", "1s"]),
     ("AGENTCORE_LOG_LEVEL", "INFO", "WARNING", "WARNING", ["LOUD", "20", "TRACE", "NOTSET"]),
     ("AGENTCORE_LOG_FORMAT", "auto", "text", "text", ["xml", "off"]),
+    (
+        "AGENTCORE_JWT_DISCOVERY_URL",
+        "",
+        "https://id.example/.well-known/openid-configuration",
+        "https://id.example/.well-known/openid-configuration",
+        [],
+    ),
+    ("AGENTCORE_JWT_ALLOWED_AUDIENCE", (), "agent, other\n third", ("agent", "other", "third"), []),
+    ("AGENTCORE_JWT_ALLOWED_CLIENTS", (), "one", ("one",), []),
+    ("AGENTCORE_JWT_ALLOWED_SCOPES", (), "agent/invoke,agent/admin", ("agent/invoke", "agent/admin"), []),
+    ("AGENTCORE_API_KEYS_FILE", "", "/run/keys", "/run/keys", []),
+    ("AGENTCORE_AUTH_METRICS", False, "true", True, ["maybe", "2"]),
+    ("AGENTCORE_AUTH_SCHEMA", False, "1", True, ["maybe"]),
+    ("AGENTCORE_EXPOSE_ERRORS", True, "False", False, ["never", "-1"]),
 ]
 WORDS = [
     (variable, word)

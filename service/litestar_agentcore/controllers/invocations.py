@@ -11,8 +11,13 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
+from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.exchange import InvocationExchange
-from litestar_agentcore.openapi import INVOCATION_ERRORS, invocation_operation
+from litestar_agentcore.openapi import (
+    INVOCATION_ERRORS,
+    invocation_operation,
+    security_requirements,
+)
 from litestar_agentcore.protocol.headers import sendable_headers
 from litestar_agentcore.responses import sendable_cookies
 from litestar_agentcore.runtime.agent import Agent
@@ -166,16 +171,20 @@ _PLAIN_HOST = re.compile(rb"[0-9A-Za-z.:\[\]-]{1,255}")
 _HOSTS_REMEMBERED = 100
 
 
-def invocations_controller(agent: Agent, exchange: InvocationExchange) -> type[Controller]:
+def invocations_controller(
+    agent: Agent, exchange: InvocationExchange, authentication: Authentication | None
+) -> type[Controller]:
     """Make the controller that invokes an agent.
 
     Args:
         agent: The agent; its entrypoint, whenever it is registered, is what the OpenAPI page describes.
         exchange: What serves the requests.
+        authentication: Who may invoke it, as the OpenAPI page says; ``None`` for everybody.
 
     Returns:
         A Litestar controller.
     """
+    security = None if authentication is None else security_requirements(authentication.takes_api_keys)
 
     def exchange_middleware(
         app: ASGIApp,
@@ -193,6 +202,7 @@ def invocations_controller(agent: Agent, exchange: InvocationExchange) -> type[C
             operation_id="invoke",
             operation_class=invocation_operation(agent),
             responses=INVOCATION_ERRORS,
+            security=security,
             middleware=[exchange_middleware],
         )
         async def invoke(self) -> Any:

@@ -43,16 +43,22 @@ class RequestContext(msgspec.Struct, kw_only=True, dict=True):
     request: Any = None
     """The Litestar ``Request``; in a WebSocket handler, the ``WebSocket``."""
 
+    claims: dict[str, Any] | None = None
+    """The claims of the caller's token, or ``{"api_key": name}``; ``None`` where callers are not authenticated."""
+
     def model_dump(
         self, *, include: FieldSelection | None = None, exclude: FieldSelection | None = None
     ) -> dict[str, Any]:
-        """The fields as a dict.
+        """The fields as a dict; without ``claims`` where there are none, as the reference runtime has no such field.
 
         Args:
             include: The fields to keep; all by default.
             exclude: Fields to leave out.
         """
-        return _selected(msgspec.structs.asdict(self), include, exclude)
+        fields = msgspec.structs.asdict(self)
+        if self.claims is None:
+            del fields["claims"]
+        return _selected(fields, include, exclude)
 
     def model_dump_json(
         self,
@@ -127,6 +133,8 @@ class RequestValues(msgspec.Struct, frozen=True):
     """The routing experiment: attributes of the request's spans, by baggage key."""
     config_bundle_ref: Any = msgspec.UNSET
     """A configuration bundle that was set by hand; ``UNSET`` where the baggage decides."""
+    claims: dict[str, Any] | None = None
+    """The claims of an authenticated caller."""
 
     def context(self, request: Any) -> RequestContext:
         """The ``context`` argument of a handler.
@@ -139,6 +147,7 @@ class RequestValues(msgspec.Struct, frozen=True):
             request_id=self.request_id or "",
             request_headers=self.request_headers,
             request=request,
+            claims=self.claims,
         )
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from litestar_agentcore.protocol.context import Identifier, Identifiers, RequestValues
 from litestar_agentcore.protocol.models import Refusal
+from litestar_agentcore.protocol.settings import Settings
 
 REQUEST_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Request-Id"
 SESSION_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
@@ -125,14 +126,49 @@ _MANY_DIGITS = 1000
 _EXPECT, _HOST, _USER_AGENT, _CONTENT_LENGTH = b"expect", b"host", b"user-agent", b"content-length"
 
 
+HEADER_OVERHEAD = 4
+"""Bytes of a header's line beside name and value: the colon, a space and the end of the line."""
+
+
+class HeaderLimits(msgspec.Struct, frozen=True):
+    """How large the head of a request may be."""
+
+    count: int = sys.maxsize
+    """How many headers."""
+    bytes: int = sys.maxsize
+    """How many bytes all headers have, as HTTP/1.1 sends them."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> "HeaderLimits":
+        """The limits of the settings."""
+        return cls(settings.max_headers, settings.max_header_bytes)
+
+    def refusal(self, count: int, size: int) -> Refusal | None:
+        """What to answer (RFC 6585, section 5), where a head is too large.
+
+        Args:
+            count: How many headers it has.
+            size: How many bytes they have.
+        """
+        if count > self.count:
+            details = f"The request has more than {self.count} headers"
+        elif size > self.bytes:
+            details = f"The headers exceed the limit of {self.bytes} bytes"
+        else:
+            return None
+        return Refusal(431, "Request header fields too large", details)
+
+
 class HeaderReader:
     """Parses the headers of requests. Header names are classified once and cached.
 
     Args:
         propagated: The names of the headers that carry trace context and baggage, in lower case.
+        limits: How many headers a request may have, and of how many bytes.
     """
 
-    def __init__(self, propagated: Iterable[str]) -> None:
+    def __init__(self, propagated: Iterable[str], limits: HeaderLimits | None = None) -> None:
+        self._limits = limits
         self._propagated = frozenset(propagated)
         self._names: dict[bytes, _Name] = {}
         self._plain: set[bytes] = set()
@@ -165,6 +201,15 @@ class HeaderReader:
         """
         if not isinstance(headers, list):
             headers = list(headers)
+        if (limits := self._limits) is not None:
+            size = HEADER_OVERHEAD * len(headers)
+            for name, value in headers:
+                size += len(name) + len(value)
+            if (len(headers) > limits.count or size > limits.bytes) and (
+                refusal := limits.refusal(len(headers), size)
+            ) is not None:
+                values = RequestValues(new_request_id(), None, None, None, None, None)
+                return RequestHeaders(values, refusal, None, None, None, None, False)
         found = dict(headers)
         forwarded = carrier = None
         # Fast path: each name comes once, and none is forwarded or carried.
@@ -183,7 +228,7 @@ class HeaderReader:
         if not (_is_plainly_valid(request_id) and _is_plainly_valid(session_id)):
             request_id, session_id, refusal = _validated(request_id, session_id)
         return RequestHeaders(
-            RequestValues(request_id or str(uuid.uuid4()), session_id, token, callback_url, forwarded, baggage),
+            RequestValues(request_id or new_request_id(), session_id, token, callback_url, forwarded, baggage),
             refusal,
             carrier,
             _text(get(_HOST)),
@@ -210,6 +255,11 @@ class HeaderReader:
                 value = raw_value.decode("latin-1")
                 carrier[key] = f"{carrier[key]},{value}" if key in carrier else value
         return found, forwarded or None, carrier or None
+
+
+def new_request_id() -> str:
+    """An id for a request that has none."""
+    return str(uuid.uuid4())
 
 
 def _text(value: bytes | None) -> str | None:

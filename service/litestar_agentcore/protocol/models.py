@@ -42,6 +42,9 @@ class ErrorAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     details: str | None = None
     """Where it went wrong, or how, when there is more to say."""
 
+    request_id: str | None = None
+    """By which the log tells more, where ``AGENTCORE_EXPOSE_ERRORS`` is false."""
+
 
 class StreamError(msgspec.Struct, frozen=True):
     """The last event of a stream whose generator raised, or whose time was over (``error_type`` ``TimeoutError``)."""
@@ -49,6 +52,8 @@ class StreamError(msgspec.Struct, frozen=True):
     error: str
     error_type: str
     message: str = "An error occurred during streaming"
+    request_id: str | msgspec.UnsetType = msgspec.UNSET
+    """As in :class:`ErrorAnswer`."""
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
@@ -81,6 +86,19 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
     def answer(self) -> ErrorAnswer:
         """The body to answer with."""
         return ErrorAnswer(self.error, self.details)
+
+
+def internal_error(request_id: str | None) -> ErrorAnswer:
+    """The body of a 500 whose cause is for the log alone."""
+    return ErrorAnswer(_INTERNAL_ERROR, request_id=request_id)
+
+
+def internal_stream_error(request_id: str | None) -> StreamError:
+    """The last event of a stream that failed, where the cause is for the log alone."""
+    return StreamError(_INTERNAL_ERROR, "InternalError", request_id=request_id or msgspec.UNSET)
+
+
+_INTERNAL_ERROR = "Internal error"
 
 
 def shutting_down() -> Refusal:

@@ -1,6 +1,7 @@
 """Settings: read from the environment once, when an app is made, and never changed afterwards."""
 
 import os
+import re
 from collections.abc import Mapping
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -33,6 +34,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     max_body_bytes: PositiveInt = 100 * 1024 * 1024
     """The largest request body that is read, in bytes; a larger one is answered 413."""
+
+    max_headers: PositiveInt = 200
+    """The most headers that a request may have; one with more is answered 431."""
+
+    max_header_bytes: PositiveInt = 65536
+    """The most bytes that the headers of a request may have together; one with more is answered 431."""
+
+    max_websocket_message_bytes: PositiveInt = 16 * 1024 * 1024
+    """The largest WebSocket message that is taken, in bytes; a larger one closes the connection with 1009."""
 
     handler_isolation: Literal["isolated", "inline"] = "isolated"
     """Where async handlers run: away from the loop that accepts requests, or ``inline`` on it.
@@ -123,6 +133,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """The level from which on log lines are written, where the service sets up logging."""
 
+    jwt_discovery_url: str = ""
+    """Who issues the bearer tokens (JWT) that callers need: ``https://.../.well-known/openid-configuration``.
+
+    This and the three lists are the fields of AgentCore's ``customJWTAuthorizer``. With the URL, at least one of the
+    lists is needed, and a token must satisfy each list that is set.
+    """
+
+    jwt_allowed_audience: tuple[str, ...] = ()
+    """Audiences, separated by commas or spaces; one must be in the token's ``aud``."""
+
+    jwt_allowed_clients: tuple[str, ...] = ()
+    """Client ids; the token's ``client_id`` (or ``azp``, ``appid``, ``cid``) must be one of them."""
+
+    jwt_allowed_scopes: tuple[str, ...] = ()
+    """Scopes; one must be in the token's ``scope`` (or ``scp``)."""
+
+    api_keys_file: str = ""
+    """A file of keys, one of which a caller needs, in ``X-Api-Key`` or as a bearer token; read anew when it changes.
+
+    One key a line, ``key`` or ``name:key``; empty lines and those that begin with ``#`` are passed over.
+    """
+
+    auth_metrics: bool = False
+    """Whether ``/metrics`` is for authenticated callers alone."""
+
+    auth_schema: bool = False
+    """Whether ``/schema`` is for authenticated callers alone."""
+
+    expose_errors: bool = True
+    """Whether a 500, and the last event of a stream that failed, tells what was raised, or the request's id alone."""
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
         """Read the settings.
@@ -151,6 +192,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def _parse(text: str, kind: Any) -> object:
+    if get_origin(kind) is tuple:
+        return tuple(filter(None, re.split(r"[,\s]+", text)))
     if kind is bool:
         if (value := _BOOLEANS.get(text.casefold())) is None:
             raise ValueError(f"expected one of {', '.join(_BOOLEANS)}, in any case")

@@ -10,7 +10,7 @@ from agentcore_telemetry.instruments import ScrapeCallbacks
 from agentcore_telemetry.recording import Telemetry
 
 from litestar_agentcore.protocol.context import span_attributes
-from litestar_agentcore.protocol.headers import HeaderReader
+from litestar_agentcore.protocol.headers import HeaderLimits, HeaderReader
 from litestar_agentcore.protocol.settings import Settings
 from litestar_agentcore.runtime.admission import Admission, admission_of
 from litestar_agentcore.runtime.agent_loop import AgentLoop
@@ -54,7 +54,7 @@ class Agent:
         )
         self.telemetry = Telemetry(version, callbacks, span_attributes)
         self.telemetry.agent_name = settings.agent_name or self.telemetry.agent_name
-        self.headers = HeaderReader(self.telemetry.propagated)
+        self.headers = HeaderReader(self.telemetry.propagated, HeaderLimits.of(self.settings))
         self.loop = AgentLoop(settings.stall_seconds, on_stall=self.telemetry.metrics.stalls.add)
         self.pool = ThreadPool(settings.sync_threads, "agentcore-sync", settings.parked_threads)
         self.tasks = TaskRegistry(self.telemetry, on_change=self.health.tasks_changed)
@@ -145,7 +145,9 @@ class Agent:
         """Be ready for requests, again if need be."""
         self.shutting_down = self.refuses_work = False
         self.telemetry.tracer()
-        self.headers = HeaderReader(self.telemetry.propagated)  # the host program may have set another propagator
+        self.headers = HeaderReader(
+            self.telemetry.propagated, HeaderLimits.of(self.settings)
+        )  # the host program may have set another propagator
         if (entrypoint := self.entrypoint) is not None:
             inline = self.execution.runs_here(entrypoint)
             runs = "async, on the loop that accepts requests" if inline else entrypoint.kind.value

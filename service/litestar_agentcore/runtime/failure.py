@@ -5,8 +5,10 @@ from typing import Any
 
 import msgspec
 
-OnError = Callable[[BaseException], None]
-"""Takes what a handler raised, on the handler's side."""
+from litestar_agentcore.protocol.models import StreamError
+
+OnError = Callable[[BaseException], StreamError | None]
+"""Takes what a generator raised, on its side. Returns the stream's last event, where that may not tell of it."""
 
 
 class Failure(msgspec.Struct, frozen=True):

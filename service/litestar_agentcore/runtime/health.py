@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from litestar_agentcore.protocol.models import PingAnswer, PingStatus
 from litestar_agentcore.runtime.callbacks import call_threadsafe
@@ -16,6 +16,58 @@ from litestar_agentcore.runtime.callbacks import call_threadsafe
 logger = logging.getLogger(__name__)
 
 PingFunction = Callable[[], Any]
+
+
+class StatusRecord(Protocol):
+    """The status of an agent, and since when it has it."""
+
+    @property
+    def forced(self) -> PingStatus | None:
+        """The status that is given whatever happens, where there is one."""
+
+    @property
+    def last(self) -> PingStatus:
+        """The status as it was last observed."""
+
+    @property
+    def last_change(self) -> float:
+        """When that changed, in seconds since the epoch."""
+
+    def force(self, status: PingStatus | None) -> None:
+        """Set or clear the forced status."""
+
+    def observe(self, own: PingStatus) -> PingStatus:
+        """Record the status of this process, and whether that changes the common one.
+
+        Args:
+            own: What its tasks, or the author's function, say.
+
+        Returns:
+            The status to give.
+        """
+
+
+class ProcessStatus:
+    """The status of an agent that is served by this process alone."""
+
+    def __init__(self) -> None:
+        self.forced: PingStatus | None = None
+        self.last = PingStatus.HEALTHY
+        self.last_change = time.time()
+        self._lock = threading.Lock()
+
+    def force(self, status: PingStatus | None) -> None:
+        """Set or clear the forced status."""
+        self.forced = status
+
+    def observe(self, own: PingStatus) -> PingStatus:
+        """Record the status of this process; see :class:`StatusRecord`."""
+        status = self.forced or own
+        with self._lock:
+            if status is not self.last:
+                self.last = status
+                self.last_change = time.time()
+        return status
 
 
 class Health:
@@ -32,11 +84,10 @@ class Health:
     def __init__(self, is_busy: Callable[[], bool], timeout: float) -> None:
         self._is_busy = is_busy
         self._timeout = timeout
-        self._forced: PingStatus | None = None
+        self.record: StatusRecord = ProcessStatus()
+        """The status, and since when; that of all workers where there are several."""
         self._function: PingFunction | None = None
         self._lock = threading.Lock()
-        self._last = PingStatus.HEALTHY
-        self._last_change = time.time()
         self._probe: concurrent.futures.Future[Any] | None = None
         self._probe_thread: int | None = None
         self._complaint: str | None = None
@@ -63,22 +114,22 @@ class Health:
         Raises:
             ValueError: There is no such status.
         """
-        self._forced = PingStatus(status)
-        self._observe(self._forced)
+        self.record.force(PingStatus(status))
+        self.record.observe(self._automatic())
 
     def clear(self) -> None:
         """Give the custom or automatic status again."""
-        self._forced = None
+        self.record.force(None)
         self.tasks_changed()
 
     def tasks_changed(self) -> None:
         """Update the status: the first task began, or the last one ended. No ``/ping`` need come in between."""
-        if self._forced is None and self._function is None:
-            self._observe(self._automatic())
+        if self._function is None:
+            self.record.observe(self._automatic())
 
     def status(self) -> PingStatus:
         """The current status. Waits for the author's function, where there is one."""
-        if self._forced is not None or self._function is None or threading.get_ident() == self._probe_thread:
+        if self.record.forced is not None or self._function is None or threading.get_ident() == self._probe_thread:
             return self._settle(None)
         probe = self._start_probe(self._function)
         concurrent.futures.wait((probe,), timeout=self._timeout)
@@ -86,7 +137,7 @@ class Health:
 
     async def answer(self) -> PingAnswer:
         """The answer of ``/ping``, without holding up the loop that it is asked on."""
-        if self._forced is not None or self._function is None:
+        if self.record.forced is not None or self._function is None:
             status = self._settle(None)
         else:
             probe = self._start_probe(self._function)
@@ -100,25 +151,18 @@ class Health:
     @property
     def last(self) -> PingStatus:
         """The status as it was last asked for."""
-        return self._last
+        return self.record.last
 
     @property
     def last_change(self) -> int:
         """When the status last changed, in whole seconds since the epoch."""
-        return int(self._last_change)
+        return int(self.record.last_change)
 
     def _automatic(self) -> PingStatus:
         return PingStatus.HEALTHY_BUSY if self._is_busy() else PingStatus.HEALTHY
 
     def _settle(self, custom: PingStatus | None) -> PingStatus:
-        return self._observe(self._forced or custom or self._automatic())
-
-    def _observe(self, status: PingStatus) -> PingStatus:
-        with self._lock:
-            if status is not self._last:
-                self._last = status
-                self._last_change = time.time()
-        return status
+        return self.record.observe(custom or self._automatic())
 
     def _start_probe(self, function: PingFunction) -> "concurrent.futures.Future[Any]":
         """Begin a call of the author's function, or join the one that is under way."""

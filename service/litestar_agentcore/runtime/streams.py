@@ -147,9 +147,9 @@ class EventStream:
     def _end(self, error: BaseException | None = None) -> None:
         """End the stream, from the generator's side; with a last event that tells of the error, if there was one."""
         if error is not None and not self._closed:
-            self._on_error(error)
+            event = self._on_error(error)
             logger.error("The stream's generator raised", exc_info=error)
-            self._push(encode_document(StreamError(message_of(error), type(error).__name__)))
+            self._push(encode_document(event or StreamError(message_of(error), type(error).__name__)))
         self._ended = True
         self._wake_taker()
         if self._on_end is not None:

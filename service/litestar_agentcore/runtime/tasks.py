@@ -5,10 +5,12 @@ import functools
 import inspect
 import itertools
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from operator import itemgetter
 from threading import Lock
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
 from agentcore_telemetry.metrics import TaskOutcome
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_ID_BITS = 30
+"""Ids of tasks have the process in front where there are several, and still fit JavaScript's numbers."""
 
 
 class ActiveTask(msgspec.Struct, eq=False):
@@ -67,6 +72,16 @@ class ActiveTask(msgspec.Struct, eq=False):
             call_threadsafe(self.runner.get_loop(), self.runner.cancel)
 
 
+class TaskBoard(Protocol):
+    """Where other worker processes see the tasks of this one. Called with a lock held."""
+
+    def add_task(self, task_id: int, name: str, began: float) -> None:
+        """List a task, which began at this time of the monotonic clock, in seconds."""
+
+    def remove_task(self, task_id: int) -> None:
+        """Take a task from the list."""
+
+
 class TaskRegistry:
     """Counts the active tasks of an agent. Safe to use from any thread.
 
@@ -83,6 +98,8 @@ class TaskRegistry:
         """By the asyncio task, or by its coroutine as long as there is no such task yet."""
         self._lock = Lock()
         self._ids = itertools.count(1)
+        self._board: TaskBoard | None = None
+        self._foreign_jobs: Callable[[], tuple[int, list[tuple[str, float]]]] = lambda: (0, [])
 
     def __len__(self) -> int:
         return len(self._active)
@@ -104,6 +121,8 @@ class TaskRegistry:
         task = ActiveTask(name, metadata, time.monotonic(), current_request.get(), runner, self, task_id)
         with self._lock:
             self._active[task_id] = task
+            if self._board is not None:
+                self._board.add_task(task_id, name, task.began)
             first = len(self._active) == 1
         if first:
             self._on_change()
@@ -143,6 +162,8 @@ class TaskRegistry:
         """
         with self._lock:
             task = self._active.pop(task_id, None)
+            if task is not None and self._board is not None:
+                self._board.remove_task(task_id)
             record = task.record if task is not None else None
             last = task is not None and not self._active
         if task is None:
@@ -159,14 +180,40 @@ class TaskRegistry:
         with self._lock:
             return list(self._active.values())
 
+    def share(self, board: TaskBoard, foreign_jobs: Callable[[], tuple[int, list[tuple[str, float]]]]) -> None:
+        """List the tasks where other worker processes see them, and theirs in :meth:`info`.
+
+        Args:
+            board: Where to list them.
+            foreign_jobs: Tells how many tasks the others have, and the name and the beginning of each.
+        """
+        with self._lock:
+            for task_id, task in self._active.items():
+                board.add_task(task_id, task.name, task.began)
+            self._board = board
+            self._foreign_jobs = foreign_jobs
+            # An id of one process means nothing to another, and must not mean another task there.
+            self._ids = itertools.count((os.getpid() << _ID_BITS) + next(self._ids))
+
+    def unshare(self) -> None:
+        """Be alone again. Takes no lock, so that a forked process can do so."""
+        self._board = None
+        self._foreign_jobs = lambda: (0, [])
+
     def info(self) -> dict[str, Any]:
-        """The active tasks in the form of the contract.
+        """The active tasks in the form of the contract, those of other worker processes included.
 
         Returns:
             ``{"active_count": n, "running_jobs": [{"name": ..., "duration": seconds}]}``, oldest first.
         """
-        jobs = [{"name": task.name, "duration": task.age} for task in self.running()]
-        return {"active_count": len(jobs), "running_jobs": jobs}
+        count, foreign = self._foreign_jobs()
+        now = time.monotonic()
+        own = [(task.name, task.began) for task in self.running()]
+        jobs = sorted([*foreign, *own], key=itemgetter(1))
+        return {
+            "active_count": count + len(own),
+            "running_jobs": [{"name": name, "duration": now - began} for name, began in jobs],
+        }
 
     def make(
         self, coroutine: Coroutine[Any, Any, R], name: str, make: "Callable[[], asyncio.Task[R]]"
