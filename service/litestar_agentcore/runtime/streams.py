@@ -56,11 +56,7 @@ class EventStream:
         return self._ended and not self._documents
 
     def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function once the generator is done, on whichever thread that is; at once where it is.
-
-        Args:
-            function: What to call.
-        """
+        """Call a function once the generator is done, on any thread; at once where it is."""
         self._on_end = function
         if self._ended:
             function()
@@ -236,11 +232,7 @@ class AsyncEventStream(EventStream):
             task.add_done_callback(lambda _: on_end())
 
     def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function once the generator is done, or will never begin; see :meth:`EventStream.when_ended`.
-
-        Args:
-            function: What to call; perhaps twice.
-        """
+        """Call a function, perhaps twice, once the generator is done or will never begin; on any thread."""
         super().when_ended(function)
         if self._task is not None and self._loop is None:
             self._task.add_done_callback(lambda _: function())

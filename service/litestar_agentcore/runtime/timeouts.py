@@ -51,20 +51,12 @@ class TimeoutQueue:
             self._timer = self._loop.call_later(self._seconds, self._look)
 
     def restart(self, limited: HasTimeLimit) -> None:
-        """Have the time of something that was started, and is not over, begin anew.
-
-        Args:
-            limited: What was started.
-        """
+        """Have the time of something that was started, and is not over, begin anew."""
         if self._due.pop(limited, None) is not None:
             self.start(limited)
 
     def stop(self, limited: HasTimeLimit) -> None:
-        """Have something not timed out.
-
-        Args:
-            limited: What was started, or was timed out.
-        """
+        """Have something not timed out; without effect where it was."""
         self._due.pop(limited, None)
 
     def _look(self) -> None:
