@@ -49,7 +49,7 @@ _STREAM_HEADERS = [
     (b"x-accel-buffering", b"no"),  # nginx would hold events back otherwise
 ]
 CLIENT_CLOSED_REQUEST = 499
-"""What proxies (nginx first) log of a client that left before it had an answer. Nobody is there to read it."""
+"""What proxies (nginx first) log of a client that left before it had an answer. No client reads it."""
 
 _NO_CONTENT = frozenset({204, 205, 304})
 
@@ -164,7 +164,7 @@ class Answer(Running):
             self.task.cancel()
 
     def begin(self) -> None:
-        """Take note that the answer begins, which is the end of the time that it may take to do so."""
+        """End the time limit for the beginning of the answer: it begins."""
         self.started = True
         if self._deadline is not None:
             self._stop_time()

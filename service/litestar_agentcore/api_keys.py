@@ -50,7 +50,7 @@ class ApiKeys:
     def __init__(self, path: str) -> None:
         self._path = path
         self._secret = secrets.token_bytes(32)
-        self._nobody = secrets.token_bytes(32)
+        self._no_digest = secrets.token_bytes(32)
         self._state: FileState | None = None
         self._complained = False
         self._looked = monotonic()
@@ -72,7 +72,7 @@ class ApiKeys:
             self._looked = now
             self._look()
         digest = self._digest(key)
-        expected, name = self._keys.get(digest[:_INDEX_BYTES], (self._nobody, None))
+        expected, name = self._keys.get(digest[:_INDEX_BYTES], (self._no_digest, None))
         return hmac.compare_digest(expected, digest), name
 
     def _digest(self, key: str) -> bytes:

@@ -66,7 +66,7 @@ class Authentication:
 
     Args:
         tokens: Verifies tokens, where these are accepted.
-        api_keys: Knows keys, where these are accepted.
+        api_keys: Verifies keys, where these are accepted.
         scopes: The scopes of which a token needs one, for the callers that have none.
         metrics: Where those who are not let in are counted.
     """

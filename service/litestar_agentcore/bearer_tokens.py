@@ -159,7 +159,7 @@ def _header_of(token: str) -> tuple[str, str | None]:
     """The algorithm and the key id, where there is one, of a token that may be verified; not verified themselves."""
     try:
         header = jwt.get_unverified_header(token)
-    except Exception:  # of somebody's, and a parser may be overcome by it
+    except Exception:  # any error: the token is untrusted input
         raise TokenRejectedError("malformed") from None
     algorithm, key_id, kind = header.get("alg"), header.get("kid"), header.get("typ", "JWT")
     if not isinstance(kind, str) or "crit" in header:

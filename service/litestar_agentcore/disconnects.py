@@ -57,7 +57,7 @@ class DisconnectWatcher:
             watch.cancel()
 
     def has_left(self, key: object) -> bool:
-        """Tell whether a client has left; from any thread. Whoever asks has it watched from then on.
+        """Tell whether a client has left; from any thread. It is watched from the first call on.
 
         Args:
             key: What :meth:`watch` was called with.

@@ -11,7 +11,7 @@ MOST_BYTES = 64 * 1024
 
 
 class Gathered:
-    """Stands in for the transport of one of uvicorn's answers, and keeps what is written until it is passed on.
+    """Replaces the transport of one of uvicorn's answers, and keeps what is written until it is passed on.
 
     Args:
         cycle: What answers the request.

@@ -250,7 +250,7 @@ class PayloadSchemaPlugin(OpenAPISchemaPlugin):
 
 
 def _forbids_extra(kind: type) -> bool:
-    """Tell a pydantic model that refuses fields which it does not know."""
+    """Tell a pydantic model that refuses fields that it does not declare."""
     config = getattr(kind, "model_config", None)
     return isinstance(config, dict) and config.get("extra") == "forbid"
 

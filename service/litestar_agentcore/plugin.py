@@ -126,7 +126,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         return app_config
 
     def receive_route(self, route: BaseRoute) -> None:
-        """Take note of the route that the payload's type is to be documented on; called by Litestar."""
+        """Find the route that the payload's type is to be documented on; called by Litestar."""
         if isinstance(route, HTTPRoute):
             self._documented += filter(is_invocations_handler, route.route_handlers)
             self._document()

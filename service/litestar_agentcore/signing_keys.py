@@ -31,7 +31,7 @@ REFRESH_SECONDS = 600.0
 """How old keys may be before they are fetched again. Those that are there go on working meanwhile."""
 
 RETRY_SECONDS = 5.0
-"""The shortest time between two fetches, whoever asks for whatever key."""
+"""The shortest time between two fetches, for whichever keys."""
 
 FETCH_SECONDS = 10.0
 """How long a fetch, both documents together, may take."""
@@ -137,7 +137,7 @@ class SigningKeys:
         """Find a key. An unknown one is looked for at the issuer, unless that was done just now.
 
         Args:
-            key_id: The ``kid`` of a token, or ``None`` where it has none; that alone makes nobody ask the issuer again.
+            key_id: The ``kid`` of a token, or ``None`` where it has none, which causes no new fetch.
 
         Returns:
             The issuer's keys, and the one that was asked for, where there is one.
@@ -231,7 +231,7 @@ def fetch_keys(discovery_url: str) -> IssuerKeys:
     configuration = _parsed(get_document(discovery_url, deadline))
     issuer, jwks_uri = configuration.get("issuer"), configuration.get("jwks_uri")
     if not isinstance(issuer, str) or issuer.removesuffix("/") + WELL_KNOWN != discovery_url:
-        # Section 4.3: or whoever may write one document of a host speaks for all issuers on it.
+        # Section 4.3: or one document on a host could name any other issuer on it.
         raise DiscoveryError("its issuer is not the URL that the configuration is at")
     if not isinstance(jwks_uri, str):
         raise DiscoveryError("it has no jwks_uri")

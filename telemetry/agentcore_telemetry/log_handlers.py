@@ -110,8 +110,8 @@ class _NotDisabledFromAfar:
     """Mixed into the class of a service's loggers: ``logging.config`` cannot disable them.
 
     ``dictConfig`` and ``fileConfig`` disable, unless told otherwise, each logger that exists and that they do not name,
-    and no handler sees what a disabled logger is given: failures would be lost. Whoever sets ``disabled`` himself is
-    obeyed.
+    and no handler sees what a disabled logger is given: failures would be lost. A program that sets
+    ``disabled`` itself is obeyed.
     """
 
     @property

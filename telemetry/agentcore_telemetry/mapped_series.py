@@ -76,7 +76,7 @@ class MappedExemplars:
         trace_id, seconds, at = exemplar
         data = _EXEMPLAR.pack(trace_id >> 64, trace_id & (1 << 64) - 1, seconds, at)
         start = index * _EXEMPLAR_BYTES
-        # With a checksum, since a reader may see half of it: it would send people to a trace that is not there.
+        # With a checksum, since a reader may see half of it, with a trace id that never was.
         self._region[start : start + _EXEMPLAR_BYTES] = data + _CHECK.pack(zlib.crc32(data))
 
 

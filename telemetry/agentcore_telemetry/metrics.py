@@ -229,7 +229,7 @@ class AgentMetrics:
 
     def snapshot(self) -> Snapshot:
         """All series now, those of the sibling processes included."""
-        self.refresh()  # before the siblings are read: what one scrape has shown, the next sees, whoever is asked
+        self.refresh()  # before the siblings are read: what one scrape has shown, the next sees, in any process
         snapshot: Snapshot = {}
         for instrument in self.instruments:
             snapshot.update(instrument.snapshot())

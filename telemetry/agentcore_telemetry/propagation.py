@@ -48,9 +48,9 @@ def extract_context(carrier: Mapping[str, str] | None, propagator: TextMapPropag
     data, and the propagators' own warnings would.
 
     Args:
-        carrier: The headers that the propagator knows, by their names in lower case. One that came in parts is a list,
+        carrier: The headers that the propagator reads, by their names in lower case. One that came in parts is a list,
             joined with commas (RFC 9110, section 5.3).
-        propagator: Knows the headers.
+        propagator: Reads them.
 
     Returns:
         The parent context of the request's span. Where the host program has a span of its own for the request (by an

@@ -169,7 +169,7 @@ class _ServerRecord:
             self._token = otel_context.attach(trace.set_span_in_context(span, parent))
 
     def fail(self, error: BaseException) -> None:
-        """Take note of what the handler raised. To be called where that ran: its text is asked for, which is its code.
+        """Record what the handler raised. To be called where that ran: its text is asked for, which is its code.
 
         Args:
             error: What was raised.
@@ -221,11 +221,11 @@ class InvocationRecord(_ServerRecord):
         super().__init__(telemetry, scope, parent, host, user_agent)
 
     def leave(self) -> None:
-        """Take note that the client went away."""
+        """Record that the client went away."""
         self.left = True
 
     def interrupt(self, reason: "Interruption") -> None:
-        """Take note that the service ends it, unless the client has left before.
+        """Record that the service ends it, unless the client has left before.
 
         Args:
             reason: ``timeout`` where its time was over; ``cancelled`` where the service, or its session, ends.
@@ -234,7 +234,7 @@ class InvocationRecord(_ServerRecord):
             self.interrupted = reason
 
     def chunks(self, count: int) -> None:
-        """Take note of events that were sent.
+        """Count events that were sent.
 
         Args:
             count: How many.

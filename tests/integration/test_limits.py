@@ -303,7 +303,7 @@ def test_a_client_that_does_not_read_keeps_no_place_beyond_the_streams_time(
         finally:
             closed.set()
 
-    monkeypatch.setattr("litestar_agentcore.runtime.timeouts.FAREWELL_SECONDS", 0.2)
+    monkeypatch.setattr("litestar_agentcore.runtime.timeouts.LAST_EVENT_SECONDS", 0.2)
     app = limited(monkeypatch, endless, STREAM_TIMEOUT_SECONDS=0.2, MAX_CONCURRENT_INVOCATIONS=1, QUEUE_SIZE=0)
     with serve_with(app, implementation, monkeypatch) as server, server.invoke_and_leave_unread({}):
         eventually(lambda: held(app) == 1)

@@ -57,7 +57,7 @@ async def settling(function: Callable[[], Awaitable[Any]], outcome: "Future[Any]
 def begin(agent: AgentLoop, function: Callable[[], Awaitable[Any]], context: Context | None = None) -> "Future[Any]":
     """Run an async function as a handler is run."""
     outcome: Future[Any] = Future()
-    agent.spawn(settling(function, outcome), context or copy_context(), "handler")
+    agent.loop.spawn(settling(function, outcome), context or copy_context(), "handler")
     return outcome
 
 
@@ -140,7 +140,7 @@ class TestSpawning:
             await asyncio.sleep(0)
 
         for number in range(1000):
-            agent.spawn(note(number), copy_context(), "note")
+            agent.loop.spawn(note(number), copy_context(), "note")
         eventually(lambda: len(begun) == 1000)
         assert begun == list(range(1000))
 
@@ -156,7 +156,7 @@ class TestSpawning:
 
         for context, name in zip(contexts, ("red", "blue"), strict=True):
             context.run(colour.set, name)
-            agent.spawn(paint(), context, "paint")
+            agent.loop.spawn(paint(), context, "paint")
         eventually(lambda: len(seen) == 4)
         assert seen == ["red", "blue", "red", "blue"]
         assert colour.get() == "none"
@@ -191,7 +191,7 @@ class TestWakingUp:
 
         async def caller() -> None:
             for _ in range(100):
-                agent.spawn(note(), copy_context(), "note")
+                agent.loop.spawn(note(), copy_context(), "note")
             assert not done
 
         asyncio.run(caller())
@@ -465,7 +465,7 @@ class TestCancelling:
                 seen.append(here())
                 raise
 
-        spawned = agent.spawn(handler(), copy_context(), "handler")
+        spawned = agent.loop.spawn(handler(), copy_context(), "handler")
         assert begun.wait(PATIENCE)
         cancel(spawned)
         eventually(lambda: seen == [THREAD])
@@ -476,7 +476,7 @@ class TestCancelling:
         async def handler() -> None:
             ended.set()
 
-        spawned = agent.spawn(handler(), copy_context(), "handler")
+        spawned = agent.loop.spawn(handler(), copy_context(), "handler")
         assert ended.wait(PATIENCE)
         cancel(spawned)
         cancel(spawned)
@@ -520,7 +520,7 @@ class TestWhatWouldEndAnotherLoop:
             sys.exit(3)
 
         hold(agent, block)
-        agent.spawn(leave(), copy_context(), "leave")
+        agent.loop.spawn(leave(), copy_context(), "leave")
         behind = [begin(agent, where) for _ in range(100)]
         block.release()
         assert [outcome.result(PATIENCE) for outcome in behind] == [THREAD] * 100
@@ -614,7 +614,7 @@ class TestTheEndOfALifespan:
                 await asyncio.sleep(0.2)
                 tidied.set()
 
-        spawned = agent.spawn(handler(), copy_context(), "handler")
+        spawned = agent.loop.spawn(handler(), copy_context(), "handler")
         assert began.wait(PATIENCE)
         cancel(spawned)
         time.sleep(0.05)

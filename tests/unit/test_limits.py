@@ -854,7 +854,7 @@ def test_events_that_were_yielded_come_before_the_one_that_ends_the_stream(monke
 def test_a_client_that_does_not_read_the_end_of_its_stream_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, handlers: Handlers, where: str
 ) -> None:
-    monkeypatch.setattr("litestar_agentcore.runtime.timeouts.FAREWELL_SECONDS", SHORT)
+    monkeypatch.setattr("litestar_agentcore.runtime.timeouts.LAST_EVENT_SECONDS", SHORT)
     app = app_of(
         monkeypatch, handlers.async_generator, where, STREAM_TIMEOUT_SECONDS=SHORT, MAX_CONCURRENT_INVOCATIONS=1
     )

@@ -44,7 +44,7 @@ class Server:
 
     def asynchronous(self, source: AsyncGenerator[Any, Any]) -> AsyncEventStream:
         stream = AsyncEventStream(source, self.callbacks, CAPACITY, self.errors.append)
-        self.agent.spawn(stream.iterate(), copy_context(), "stream")
+        self.agent.loop.spawn(stream.iterate(), copy_context(), "stream")
         return stream
 
 

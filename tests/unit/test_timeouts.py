@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from litestar_agentcore import Settings
-from litestar_agentcore.runtime.timeouts import FAREWELL_SECONDS, StreamLimits, StreamTimer, TimeoutQueue
+from litestar_agentcore.runtime.timeouts import LAST_EVENT_SECONDS, StreamLimits, StreamTimer, TimeoutQueue
 
 
 class Handle:
@@ -239,11 +239,11 @@ def test_a_stream_without_an_event_ends_with_an_event_that_says_so(clock: Clock)
 
 def test_who_does_not_read_the_last_event_is_cut_off(clock: Clock) -> None:
     stream = Stream(clock, limits(keepalive=1, whole=10))
-    clock.pass_time(10 + FAREWELL_SECONDS - 0.1)
+    clock.pass_time(10 + LAST_EVENT_SECONDS - 0.1)
     assert stream.cut == []
     clock.pass_time(0.2)
     assert stream.is_cut()
-    assert stream.cut == about(10 + FAREWELL_SECONDS)
+    assert stream.cut == about(10 + LAST_EVENT_SECONDS)
     clock.pass_time(100)
     assert len(stream.cut) == 1
 

@@ -45,7 +45,7 @@ class Watched:
             finally:
                 ended.set()
 
-        self.agent.spawn(handler(), context or copy_context(), name)
+        self.agent.loop.spawn(handler(), context or copy_context(), name)
         return ended
 
     def run(self, function: Callable[[], Awaitable[Any]], name: str = "chat") -> None:
@@ -200,7 +200,7 @@ class TestTheWarning:
     ) -> None:
         author: dict[str, Any] = {"__name__": "asyncio_agent", "block": block}
         exec(compile("async def chat():\n    block()\n", "asyncio_agent.py", "exec"), author)
-        watched.agent.spawn(author["chat"](), copy_context(), "chat")
+        watched.agent.loop.spawn(author["chat"](), copy_context(), "chat")
         block.wait_until_entered()
         eventually(lambda: "has held the agent's event loop" in caplog.text)
         (_, first, *_) = warnings(caplog)[0].splitlines()
@@ -316,7 +316,6 @@ class SimulatedLoop:
     def __init__(self) -> None:
         self.turn_began = 0.0
         self.step: object = None
-        self.turns = self
         self.frame: FrameType | None = sys._getframe()
 
     def runner(self) -> Runner:
@@ -331,7 +330,7 @@ def test_a_loop_whose_thread_has_ended_in_the_middle_of_a_turn_is_held_by_nothin
     loop = SimulatedLoop()
     loop.turn_began, loop.frame = 100.0, None
     counted: list[float] = []
-    watchdog = Watchdog(loop, 1.0, lambda: counted.append(clock.now))  # type: ignore[arg-type,unused-ignore]
+    watchdog = Watchdog(loop, loop.runner, 1.0, lambda: counted.append(clock.now))
     watchdog.stop()
     for _ in range(100):
         clock.now += 0.1
@@ -349,7 +348,7 @@ def test_a_stall_is_counted_a_quarter_of_the_limit_after_it_at_the_latest_and_ne
     monkeypatch.setattr(module, "monotonic", lambda: clock.now)
     loop = SimulatedLoop()
     counted: list[float] = []
-    watchdog = Watchdog(loop, limit, lambda: counted.append(clock.now))  # type: ignore[arg-type,unused-ignore]
+    watchdog = Watchdog(loop, loop.runner, limit, lambda: counted.append(clock.now))
     watchdog.stop()
     interval = watchdog._interval
     assert interval <= limit / looks

@@ -44,7 +44,7 @@ class RequestContext(msgspec.Struct, kw_only=True, dict=True):
     """The Litestar ``Request``; in a WebSocket handler, the ``WebSocket``."""
 
     claims: dict[str, Any] | None = None
-    """The claims of the caller's token, or ``{"api_key": name}``; ``None`` where nobody is authenticated."""
+    """The claims of the caller's token, or ``{"api_key": name}``; ``None`` where callers are not authenticated."""
 
     def model_dump(
         self, *, include: FieldSelection | None = None, exclude: FieldSelection | None = None

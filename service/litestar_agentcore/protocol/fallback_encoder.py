@@ -142,7 +142,7 @@ def encode_by_level(value: object) -> bytes:
 
 
 def encode_failure(value: object, error: Exception) -> bytes:
-    """Log that a value could not be encoded, and encode the error object that stands in its place.
+    """Log that a value could not be encoded, and encode the error object that replaces it.
 
     Args:
         value: The value.
@@ -415,7 +415,7 @@ def _encode_key(key: Any) -> bytes:
             _level_of(key)
         except UnknownTypeError:
             raise
-        except Exception:  # noqa: S110 - the type is known, and that is all that is asked
+        except Exception:  # noqa: S110 - only the type is asked for
             pass
         return _encode_str_of(key, is_key=True)
 

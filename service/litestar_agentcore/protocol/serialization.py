@@ -33,8 +33,8 @@ def encode(value: object) -> bytes:
         value: Anything.
 
     Returns:
-        Valid JSON in UTF-8. ``{"error": "Serialization failed", "original_type": ...}`` stands in the place of a leaf
-        that cannot be encoded, and of the whole value where it contains itself or is nested too deep.
+        Valid JSON in UTF-8. ``{"error": "Serialization failed", "original_type": ...}`` replaces a leaf that
+        cannot be encoded, and the whole value where it contains itself or is nested too deep.
     """
     try:
         data = fast_encode(value)
@@ -47,7 +47,7 @@ def encode(value: object) -> bytes:
 
 
 def encode_document(value: object) -> bytes:
-    """Encode a value as JSON that can stand in a server-sent event.
+    """Encode a value as JSON that fits into a server-sent event.
 
     Args:
         value: Anything.
@@ -219,7 +219,7 @@ def _pydantic_decoder(annotation: Any) -> Decode:
 
 
 _ROOT = "\0"
-"""Stands for the path of a pydantic model inside a type of msgspec's, which only msgspec knows."""
+"""Replaced by the path of a pydantic model inside one of msgspec's types, which only msgspec can tell."""
 
 
 def _decode_foreign(wanted: type, value: Any) -> Any:

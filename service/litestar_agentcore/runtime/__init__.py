@@ -1,1 +1,1 @@
-"""How handlers run: which kind they are, where they run, which tasks are active, what the health is. Knows no HTTP."""
+"""How handlers run, on asyncio and threads: their kinds, sessions, limits, background tasks, health. Not HTTP."""

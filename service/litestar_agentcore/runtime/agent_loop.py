@@ -33,7 +33,6 @@ THREAD_NAME = "agentcore-loop"
 CANCEL_SECONDS = 5.0
 """How long tasks that are cancelled at the end of a lifespan may take to end."""
 
-
 IDLE_LOOK_SECONDS = 5.0
 """How often it is asked whether the last task of a loop that no app uses any more has ended."""
 
@@ -205,37 +204,27 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         return task
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
-        """Make a task from another loop's thread, and wake this loop once that one has run what it had to run.
+        """Make the task of a handler; from any thread. See :meth:`Execution.spawn`.
 
-        To wake a thread is to give up the interpreter's lock; calls that come together had better share one wake-up.
-
-        Args:
-            coroutine: What to run; it handles its own errors.
-            context: The context to run it in.
-            name: Its name in the log.
-
-        Returns:
-            The task.
+        Where another loop runs on the calling thread, this one is woken after that loop's turn: each wake-up releases
+        the interpreter's lock, and calls that are made in one turn share it.
         """
         self._batching = threading.get_ident()
         task = _HandlerTask(coroutine, loop=self, context=context)
         self._batching = None
         task.handler, task.context = name, context
         if self.turns.waiting:
-            self._wake_after_turn_of_caller()
+            caller = asyncio._get_running_loop()  # noqa: SLF001 - which does not raise, unlike its public twin
+            if caller is None or caller is self:
+                self._wake()
+            elif self._waker is not caller:
+                self._waker = caller
+                caller.call_soon(self._wake_now)
         return task
 
     def _wake(self) -> None:
         self.turns.waiting = False
         self._write_to_self()  # type: ignore[attr-defined]
-
-    def _wake_after_turn_of_caller(self) -> None:
-        caller = asyncio._get_running_loop()  # noqa: SLF001 - which does not raise, unlike its public twin
-        if caller is None or caller is self:
-            self._wake()
-        elif self._waker is not caller:
-            self._waker = caller
-            caller.call_soon(self._wake_now)
 
     def _wake_now(self) -> None:
         self._waker = None
@@ -363,7 +352,7 @@ class AgentLoop:
         with self._lock:
             if self._loop is None:
                 loop = AgentEventLoop()
-                watchdog = loop.turns.watchdog = Watchdog(loop, self._stall_seconds, self._on_stall)
+                watchdog = loop.turns.watchdog = Watchdog(loop.turns, loop.runner, self._stall_seconds, self._on_stall)
                 loop.thread = threading.Thread(target=loop.runs_forever, name=THREAD_NAME, daemon=True)
                 loop.thread.start()
                 threading.Thread(target=loop.wakes, name="agentcore-waker", daemon=True).start()
@@ -371,20 +360,6 @@ class AgentLoop:
                 weakref.finalize(self, _release, loop, watchdog).atexit = False
                 self._loop = loop
             return self._loop
-
-    def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
-        """Run a coroutine on the loop; from any thread.
-
-        Args:
-            coroutine: What to run; it handles its own errors.
-            context: The context to run it in.
-            name: Its name in the log.
-
-        Returns:
-            Its task. To be cancelled on its loop.
-        """
-        loop = self._loop or self._start()
-        return loop.spawn(coroutine, context, name)
 
     @property
     def lag(self) -> float:
@@ -420,9 +395,8 @@ class AgentLoop:
         if loop is None or loop.is_closed():
             return
         ended: concurrent.futures.Future[None] = concurrent.futures.Future()
-        tasks = asyncio.all_tasks(
-            loop
-        )  # now: a loop that is held until the app is started again must not lose what runs then
+        # Now: a loop that is held until the app is started again must not lose what runs then.
+        tasks = asyncio.all_tasks(loop)
         loop.call_soon(lambda: loop.create_task(_cancel_all(tasks, ended)))
         began = loop.turns.turn_began
         held = began and monotonic() - began > self._stall_seconds
@@ -441,7 +415,7 @@ async def _cancel_all(tasks: set[asyncio.Task[Any]], ended: "concurrent.futures.
     try:
         left = [task for task in tasks if not task.done()]
         for task in left:
-            if not task.cancelling():  # else it has been told, and is tidying up
+            if not task.cancelling():  # else it is ending already
                 task.cancel()
         if left:
             _, stuck = await asyncio.wait(left, timeout=CANCEL_SECONDS)
@@ -456,7 +430,7 @@ _inline_tasks: set[asyncio.Task[None]] = set()
 
 
 def spawn_inline(coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
-    """Run a coroutine on the running loop, for handlers that are trusted never to block it; see ``AgentLoop.spawn``."""
+    """Run a coroutine on the running loop, for handlers that are trusted never to block it; see ``Execution.spawn``."""
     task = asyncio.get_running_loop().create_task(coroutine, name=name, context=context)
     _inline_tasks.add(task)
     task.add_done_callback(_inline_tasks.discard)

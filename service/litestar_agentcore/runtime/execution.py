@@ -42,7 +42,7 @@ class Execution:
     Args:
         agent_loop: Where async handler code runs.
         pool: The threads for what may block.
-        inline: Whether the loop that accepts a request stands in for the agent's.
+        inline: Whether the loop that accepts a request is the agent's loop too.
         interruptible: Whether handlers may have to be cancelled while their clients are answered, so that the task that
             serves a request cannot be theirs.
         stream_capacity: How many bytes of a stream may wait for its client.
@@ -86,7 +86,7 @@ class Execution:
         Returns:
             Its task. To be cancelled on its loop.
         """
-        return (spawn_inline if self.inline else self.agent_loop.spawn)(coroutine, context, name)
+        return (spawn_inline if self.inline else self.agent_loop.loop.spawn)(coroutine, context, name)
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the agent's loop and wait for it, from another loop; a cancellation crosses over.

@@ -31,6 +31,6 @@ def end_stray_child() -> None:
 
 
 def end_child() -> NoReturn:
-    """End a child that has come back into the server's code, without a word to anything that it shares."""
+    """End a child that has come back into the server's code, without touching what it shares with its parent."""
     logger.error("A handler forked a process that did not end by itself, as os._exit() does; it is ended")
     os._exit(1)

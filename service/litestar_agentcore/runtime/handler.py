@@ -223,14 +223,13 @@ def _decoder_of(payload_type: Any, name: str) -> Decode | None:
 def _annotated_payload(
     function: HandlerFunction, parameters: list[inspect.Parameter], name: str
 ) -> tuple[Any, Decode | None, str | None]:
-    """The payload's type, its decoder, and what is to be said of an annotation that is not used."""
-    if not parameters or parameters[0].annotation is inspect.Parameter.empty:
+    """The payload's type, its decoder, and the warning about an annotation that is not used."""
+    first = parameters[0] if parameters else None
+    if first is None or first.annotation is first.empty or first.kind is first.VAR_POSITIONAL:
         return Any, None, None
-    if parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
-        return Any, None, None
-    not_used = f"The payload of {name} is passed as plain JSON: its annotation {parameters[0].annotation!r} "
+    not_used = f"The payload of {name} is passed as plain JSON: its annotation {first.annotation!r} "
     try:
-        annotation = _evaluated(parameters[0].annotation, _code_of(function))
+        annotation = _evaluated(first.annotation, _code_of(function))
         decode = payload_decoder(annotation)
     except Exception as error:
         return Any, None, f"{not_used}cannot be used ({error})"

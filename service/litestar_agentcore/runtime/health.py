@@ -37,7 +37,7 @@ class StatusRecord(Protocol):
         """Set or clear the forced status."""
 
     def observe(self, own: PingStatus) -> PingStatus:
-        """Take note of what this process would say, and of a change.
+        """Record the status of this process, and whether that changes the common one.
 
         Args:
             own: What its tasks, or the author's function, say.
@@ -61,7 +61,7 @@ class ProcessStatus:
         self.forced = status
 
     def observe(self, own: PingStatus) -> PingStatus:
-        """Take note of what this process would say; see :class:`StatusRecord`."""
+        """Record the status of this process; see :class:`StatusRecord`."""
         status = self.forced or own
         with self._lock:
             if status is not self.last:
@@ -73,8 +73,8 @@ class ProcessStatus:
 class Health:
     """The agent's status: the forced one, else what the author's function says, else what the active tasks say.
 
-    The author's function runs in a thread of its own, one call at a time, and is waited for no longer than
-    ``timeout`` seconds: a function that hangs costs its own word, never the answer of ``/ping``.
+    The author's function runs in a thread of its own, one call at a time. Where it gives no answer within ``timeout``
+    seconds, the automatic status is used.
 
     Args:
         is_busy: Tells whether any background task is active.
@@ -123,7 +123,7 @@ class Health:
         self.tasks_changed()
 
     def tasks_changed(self) -> None:
-        """Take note that the first task began or the last one ended, which no ``/ping`` may be there to see."""
+        """Update the status: the first task began, or the last one ended. No ``/ping`` need come in between."""
         if self._function is None:
             self.record.observe(self._automatic())
 

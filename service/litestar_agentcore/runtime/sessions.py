@@ -38,11 +38,11 @@ _LOOK_SECONDS = 0.01
 
 
 class Session(msgspec.Struct, frozen=True):
-    """What is known of a session at one moment."""
+    """What runs for a session at one moment."""
 
     id: str
     began: float
-    """When the first of what is known of it began, on the monotonic clock, in seconds."""
+    """When the session, or the oldest of its work that still runs, began, on the monotonic clock, in seconds."""
     last_active: float
     """When it was last active, on the monotonic clock, in seconds; now, where anything runs for it."""
     invocations: int
@@ -140,7 +140,7 @@ class Sessions:
         self._hook = function
         self.keeps = True
 
-    # -- What is known
+    # -- Listing
 
     def list(self) -> Listed:
         """All sessions, the oldest first."""
@@ -151,7 +151,7 @@ class Sessions:
         return sorted((self._describe(*item) for item in works.items()), key=lambda session: session.began)
 
     def get(self, session_id: str) -> Session | None:
-        """A session, or ``None`` where it is not known here."""
+        """A session, or ``None`` where nothing runs for it and it is not kept."""
         works = self._work_of(session_id)
         return self._describe(session_id, works) if works or session_id in self._kept else None
 
@@ -190,7 +190,7 @@ class Sessions:
     # -- Keeping, on the loop that accepts requests
 
     def begin(self, session_id: str) -> KeptSession | None:
-        """Take note that work begins, which is listed already. On the loop that serves it.
+        """Keep the session of work that begins, which is listed already. On the loop that serves it.
 
         Returns:
             What :meth:`end` takes; ``None`` where sessions are not kept.
@@ -210,7 +210,7 @@ class Sessions:
         return kept
 
     def end(self, kept: KeptSession) -> None:
-        """Take note that work has ended."""
+        """Have the session's idle time begin: its work has ended."""
         kept.last_active = self._clock()
 
     def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -284,8 +284,9 @@ class Sessions:
         """Cancel all that runs for a session, wait until it has ended, and call the hook.
 
         May be awaited on any loop; ``asyncio.run(sessions.stop(...))`` from a thread without one. Plain handlers cannot
-        be cancelled: their clients are answered, and they run on unheard. It waits at most 5 seconds for what
-        it has cancelled, and 5 more for the hook. Where a handler stops its own session it is cancelled with it.
+        be cancelled: their clients are answered, they run on, and what they return is dropped. It waits at most 5
+        seconds for what it has cancelled, and 5 more for the hook. A handler that stops its own session is cancelled
+        with it.
 
         Args:
             session_id: Which session.

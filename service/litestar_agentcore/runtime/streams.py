@@ -56,11 +56,7 @@ class EventStream:
         return self._ended and not self._documents
 
     def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function once the generator is done, on whichever thread that is; at once where it is.
-
-        Args:
-            function: What to call.
-        """
+        """Call a function once the generator is done, on any thread; at once where it is."""
         self._on_end = function
         if self._ended:
             function()
@@ -118,9 +114,7 @@ class EventStream:
             self._paused = False
             ended = self._ended
         self._documents.clear()
-        taker, self._taker = self._taker, None
-        if taker is not None:
-            _wake(taker)
+        self.wake()
         if not ended:
             self._abandon()
 
@@ -177,9 +171,7 @@ class AsyncEventStream(EventStream):
 
     Args:
         source: The generator.
-        callbacks: Reach the loop on which events are taken.
-        capacity: How many bytes may wait.
-        on_error: Called on the generator's side with what the generator raised.
+        callbacks, capacity, on_error: As in :class:`EventStream`.
     """
 
     __slots__ = ("_iterating", "_loop", "_resumed", "_source", "_task")
@@ -222,7 +214,10 @@ class AsyncEventStream(EventStream):
         self._iterating = False
         if self._closed and self._task is not None:
             self._task.uncancel()  # so that the generator may await while it is closed
-        await self._close_source()
+        try:
+            await self._source.aclose()
+        except BaseException:  # its ``finally`` is the author's code
+            logger.exception("Closing the stream's generator raised")
         self._end(error)
 
     async def _wait_for_room(self) -> None:
@@ -230,28 +225,14 @@ class AsyncEventStream(EventStream):
         if self._pause():
             await resumed.wait()
 
-    async def _close_source(self) -> None:
-        try:
-            await self._source.aclose()
-        except BaseException:  # its ``finally`` is the author's code
-            logger.exception("Closing the stream's generator raised")
-
     def iterated_by(self, task: "asyncio.Task[Any]") -> None:
-        """Take note of the task that runs :meth:`iterate`, which may be cancelled before it begins.
-
-        Args:
-            task: The task.
-        """
+        """Name the task that runs :meth:`iterate`, which may be cancelled before it begins."""
         self._task = task
         if (on_end := self._on_end) is not None:
             task.add_done_callback(lambda _: on_end())
 
     def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function once the generator is done, or will never begin; see :meth:`EventStream.when_ended`.
-
-        Args:
-            function: What to call; perhaps twice.
-        """
+        """Call a function, perhaps twice, once the generator is done or will never begin; on any thread."""
         super().when_ended(function)
         if self._task is not None and self._loop is None:
             self._task.add_done_callback(lambda _: function())
@@ -280,9 +261,7 @@ class PlainEventStream(EventStream):
     Args:
         source: The generator.
         pool: What the thread belongs to. While the generator is paused, another call runs in its place.
-        callbacks: Reach the loop on which events are taken.
-        capacity: How many bytes may wait.
-        on_error: Called on the generator's side with what the generator raised.
+        callbacks, capacity, on_error: As in :class:`EventStream`.
     """
 
     __slots__ = ("_pool", "_resumed", "_source")
@@ -326,5 +305,4 @@ class PlainEventStream(EventStream):
     def _resume(self) -> None:
         self._resumed.set()
 
-    def _abandon(self) -> None:
-        self._resumed.set()
+    _abandon = _resume

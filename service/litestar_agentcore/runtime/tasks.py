@@ -109,7 +109,7 @@ class TaskRegistry:
 
         Args:
             name: Its name in metrics, spans and the log.
-            metadata: Whatever else is worth knowing of it.
+            metadata: Anything else, for the log.
 
         Returns:
             The id to complete it with.
@@ -218,16 +218,7 @@ class TaskRegistry:
     def make(
         self, coroutine: Coroutine[Any, Any, R], name: str, make: "Callable[[], asyncio.Task[R]]"
     ) -> "asyncio.Task[R]":
-        """Make an asyncio task that counts as active from before it is made: another thread may run it at once.
-
-        Args:
-            coroutine: What it is to run.
-            name: Its name in metrics, spans and the log.
-            make: Makes it.
-
-        Returns:
-            The task.
-        """
+        """Make an asyncio task that counts as active from before it is made: another thread may run it at once."""
         task = self._add(name, None, None)
         self._not_begun[coroutine] = task
         try:
@@ -312,16 +303,8 @@ def _runs_alone() -> bool:
 
 
 def make_task(coroutine: Any, make: "Callable[[], asyncio.Task[R]]") -> "asyncio.Task[R]":
-    """Make an asyncio task, and count it as active if what it runs was wrapped by :meth:`TaskRegistry.track`.
-
-    Args:
-        coroutine: What it is to run.
-        make: Makes it.
-
-    Returns:
-        The task.
-    """
-    # The code is one for all that is wrapped; whose registry and name it is stands in the closure.
+    """Make an asyncio task, and count it as active if its coroutine was wrapped by :meth:`TaskRegistry.track`."""
+    # All wrapped functions share one code object; the registry and the name are in the closure.
     if getattr(coroutine, "cr_code", None) is _TRACKED_CODE and inspect.getcoroutinestate(coroutine) == "CORO_CREATED":
         closure = coroutine.cr_frame.f_locals
         registry: TaskRegistry = closure["registry"]

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 TOLERANCE_SECONDS = 0.001
 """How much too early a timer may come: uvloop's count whole milliseconds."""
 
-FAREWELL_SECONDS = 5.0
+LAST_EVENT_SECONDS = 5.0
 """How long a client may take to read the last event of a stream whose time is over, before it is cut off."""
 
 
@@ -51,20 +51,12 @@ class TimeoutQueue:
             self._timer = self._loop.call_later(self._seconds, self._look)
 
     def restart(self, limited: HasTimeLimit) -> None:
-        """Have the time of something that was started, and is not over, begin anew.
-
-        Args:
-            limited: What was started.
-        """
+        """Have the time of something that was started, and is not over, begin anew."""
         if self._due.pop(limited, None) is not None:
             self.start(limited)
 
     def stop(self, limited: HasTimeLimit) -> None:
-        """Have something not timed out.
-
-        Args:
-            limited: What was started, or was timed out.
-        """
+        """Have something not timed out; without effect where it was."""
         self._due.pop(limited, None)
 
     def _look(self) -> None:
@@ -170,7 +162,7 @@ class StreamTimer:
         logger.warning("%s, and is ended", reason)
         self.end = StreamError(reason, "TimeoutError")
         self._wake()
-        self._timer = self._loop.call_later(FAREWELL_SECONDS, self._end_by_force)
+        self._timer = self._loop.call_later(LAST_EVENT_SECONDS, self._end_by_force)
 
     def _end_by_force(self) -> None:
         self._timer = None

@@ -22,8 +22,8 @@ REPORT_SECONDS = 10.0
 AWAKE_SECONDS = 1.0
 """How long the watchdog goes on looking at a loop that has nothing to do."""
 
-_OUR_MODULES = ("threading", "asyncio", "litestar_agentcore.runtime")
-"""The modules between the beginning of a thread and a handler."""
+_OUR_MODULES = ("threading.", "asyncio.", "litestar_agentcore.runtime.")
+"""The modules and packages between the beginning of a thread and a handler, each with a dot at its end."""
 
 _MOST_NAMES = 1000
 
@@ -42,20 +42,10 @@ class Runner(NamedTuple):
 
 
 class Turns(Protocol):
-    """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
+    """The turns of a loop, seen from another thread."""
 
     turn_began: float
-
-
-class WatchedLoop(Protocol):
-    """A loop as the watchdog sees it, from another thread."""
-
-    @property
-    def turns(self) -> Turns:
-        """When it turns."""
-
-    def runner(self) -> Runner:
-        """What the loop runs in its present turn."""
+    """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
 
 
 class Watchdog:
@@ -64,13 +54,17 @@ class Watchdog:
     It sleeps while the loop has nothing to do; the loop wakes it.
 
     Args:
-        loop: The loop.
+        turns: The loop's turns.
+        runner: Tells what the loop runs in its present turn; called on the watchdog's thread.
         stall_seconds: How long one step of a task, or one callback, may take, in seconds.
         on_stall: Called once for each that takes longer.
     """
 
-    def __init__(self, loop: WatchedLoop, stall_seconds: float, on_stall: Callable[[], object]) -> None:
-        self._loop = loop
+    def __init__(
+        self, turns: Turns, runner: Callable[[], Runner], stall_seconds: float, on_stall: Callable[[], object]
+    ) -> None:
+        self._turns = turns
+        self._runner = runner
         self._stall_seconds = stall_seconds
         self._on_stall = on_stall
         # A step is seen one look after it began at the latest, and its end of the span one look later.
@@ -80,7 +74,7 @@ class Watchdog:
         """Whether :meth:`wake` has to be called when the loop has something to do."""
         self._stopped = False
         self._turn = 0.0
-        self._runner: object = None
+        self._running: object = None
         self._began = 0.0
         self._counted = False
         self._reported = False
@@ -98,7 +92,7 @@ class Watchdog:
         self._alarm.set()
 
     def _run(self) -> None:
-        loop = self._loop
+        turns = self._turns
         last_busy = 0.0
         while not self._stopped:
             if self.asleep:
@@ -110,35 +104,33 @@ class Watchdog:
             except Exception:  # or the thread would end, and the loop be watched no more
                 logger.exception("The watchdog of the agent's event loop failed, and goes on")
             now = monotonic()
-            if loop.turns.turn_began:
+            if turns.turn_began:
                 last_busy = now
             elif now - last_busy > AWAKE_SECONDS:
                 # In this order: the loop asks whether the watchdog sleeps after it has begun a turn.
                 self.asleep = True
-                if loop.turns.turn_began:
+                if turns.turn_began:
                     self.asleep = False
                 continue
             self._alarm.wait(self._interval)
 
     def _look(self) -> None:
-        turn = self._loop.turns.turn_began
+        turn = self._turns.turn_began
         if turn != self._turn:
             if self._reported:
                 logger.info("The agent's event loop turns again, after %.1f s", monotonic() - self._began)
-            self._turn, self._began, self._runner = turn, turn, None
+            self._turn, self._began, self._running = turn, turn, None
             self._counted = self._reported = False
         now = monotonic()
         if not turn or now - turn < self._interval:
             return
-        runner = self._loop.runner()
-        if (
-            self._loop.turns.turn_began != turn or runner.frame is None
-        ):  # the loop's thread has ended in the middle of a turn
+        runner = self._runner()
+        if self._turns.turn_began != turn or runner.frame is None:  # the thread may have ended in the middle of a turn
             return
-        if self._runner is not None and runner.key is not self._runner:
+        if self._running is not None and runner.key is not self._running:
             self._began = now  # one turn runs many steps, and none of them need be long
             self._counted = False
-        self._runner = runner.key
+        self._running = runner.key
         if now - self._began > self._stall_seconds and not self._counted:
             self._counted = True
             self._on_stall()
@@ -151,11 +143,9 @@ class Watchdog:
             self._reports.clear()
         self._reports[runner.name] = now
         self._reported = True
-        if runner.context is None:
-            self._warn(runner)
-        else:
-            # The context itself is in use on the loop's thread; its copy gives the line its ids.
-            runner.context.copy().run(self._warn, runner)
+        # The context itself is in use on the loop's thread; its copy gives the line its ids.
+        context = runner.context.copy() if runner.context is not None else Context()
+        context.run(self._warn, runner)
 
     def _warn(self, runner: Runner) -> None:
         logger.warning(
@@ -169,14 +159,10 @@ class Watchdog:
         )
 
 
-def _is_ours(module: str) -> bool:
-    return any(module == name or module.startswith(f"{name}.") for name in _OUR_MODULES)
-
-
 def _stack(frame: FrameType | None) -> str:
     """The stack of a handler, the innermost call last, without the modules that called it."""
     frames = [entry for entry, _ in traceback.walk_stack(frame)] if frame is not None else []
-    while len(frames) > 1 and _is_ours(str(frames[-1].f_globals.get("__name__"))):
+    while len(frames) > 1 and f"{frames[-1].f_globals.get('__name__')}.".startswith(_OUR_MODULES):
         frames.pop()
     lines = traceback.StackSummary.extract((entry, entry.f_lineno) for entry in reversed(frames[:STACK_FRAMES]))
     return "".join(lines.format()).rstrip()

@@ -347,7 +347,7 @@ class WorkerDirectory:
         return os.open(self.path / "status", flags, 0o600)
 
     def exists(self, file: WorkerFile) -> bool:
-        """Whether the others can still see the file of this process: somebody may clear up shared memory."""
+        """Whether the others can still see the file of this process: shared memory may have been cleaned up."""
         return file.path.exists()
 
     def fold(self) -> None:
@@ -374,7 +374,7 @@ class WorkerDirectory:
         new.rename(self._retired_path)
         for path in dead:
             path.unlink(missing_ok=True)
-        for path in self.path.glob("new-*"):  # whoever made it held the lock, and was killed
+        for path in self.path.glob("new-*"):  # its maker held the lock, and was killed
             path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Several worker processes that serve one agent tell one truth: status, tasks and metrics of all, whoever is asked."""
+"""Several worker processes that serve one agent: each answers with the status, tasks and metrics of all of them."""
 
 import asyncio
 import logging
@@ -80,7 +80,7 @@ class CommonStatus:
         self._write(0, _FORCED.index(status))
 
     def observe(self, own: PingStatus) -> PingStatus:
-        """Take note of what this process would say; see :class:`litestar_agentcore.runtime.health.StatusRecord`."""
+        """Record the status of this process; see :class:`litestar_agentcore.runtime.health.StatusRecord`."""
         self._file.busy = own is PingStatus.HEALTHY_BUSY  # before the others are looked at, who do the same
         status = self._common()
         if status is not self.last and self._lock.acquire(timeout=LOCK_SECONDS):
