@@ -350,11 +350,11 @@ def test_the_options_that_run_is_given_go_to_uvicorn_and_win_over_the_defaults(
 ) -> None:
     app.run()
     defaults = served[0][1]
-    assert {"access_log", "log_level"} <= defaults.keys()
+    assert {"access_log", "log_level", "http", "ws"} <= defaults.keys()
 
-    app.run(access_log="own", log_level="own", log_config="own", timeout_keep_alive=7)
+    given = {"access_log": "own", "log_level": "own", "log_config": "own", "timeout_keep_alive": 7, "http": "own:H"}
+    app.run(**given)
 
-    given = {"access_log": "own", "log_level": "own", "log_config": "own", "timeout_keep_alive": 7}
     assert served[1][1] == defaults | given
 
 

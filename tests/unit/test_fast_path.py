@@ -148,7 +148,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], bytes, bool]] = {
     "a host with a port": (with_headers((b"host", b"[::1]:8080")), b"1", True),
     "the longest plain host": (with_headers((b"host", b"h" * 255)), b"1", True),
     "no host": (with_headers(), b"1", True),
-    "a huge host": (with_headers((b"host", b"h" * 100_000)), b"1", False),
+    "a huge host": (with_headers((b"host", b"h" * 60_000)), b"1", False),
     "an empty host": (with_headers((b"host", b"")), b"1", False),
     "an odd host that is one": (with_headers((b"host", b"user:word!$&'()*+,;=@agent~_%20")), b"1", False),
     "a host with a path": (with_headers((b"host", b"agent/../etc")), b"1", False),
