@@ -352,7 +352,13 @@ def test_the_options_that_run_is_given_go_to_uvicorn_and_win_over_the_defaults(
     defaults = served[0][1]
     assert {"access_log", "log_level", "http", "ws"} <= defaults.keys()
 
-    given = {"access_log": "own", "log_level": "own", "log_config": "own", "timeout_keep_alive": 7, "http": "own:H"}
+    given: dict[str, Any] = {
+        "access_log": "own",
+        "log_level": "own",
+        "log_config": "own",
+        "timeout_keep_alive": 7,
+        "http": "own:H",
+    }
     app.run(**given)
 
     assert served[1][1] == defaults | given
