@@ -30,7 +30,7 @@ SETTLE_SECONDS = 30.0
 VARIANTS = [(http, loop) for http in ("httptools", "h11") for loop in ("uvloop", "asyncio")]
 """What uvicorn speaks HTTP with, and the event loops that it runs on."""
 
-_ERROR = re.compile(r'"level":\s*"(ERROR|CRITICAL)"|\bERROR\b')
+ERROR_LINE = re.compile(r'"level":\s*"(ERROR|CRITICAL)"|\bERROR\b')
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -85,7 +85,7 @@ def fuzz(runtime: Runtime, number: int, seed: int, http: str, loop: str) -> Figu
     return Figures(
         number,
         dict(sorted(answers.items())),
-        [line for line in lines if _ERROR.search(line)],
+        [line for line in lines if ERROR_LINE.search(line)],
         sum("Traceback (most recent call last)" in line for line in lines),
         max(pings),
         left,
