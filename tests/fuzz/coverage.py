@@ -391,7 +391,7 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", choices=TARGETS, help="run this one here; what else is given goes to libFuzzer")
-    parser.add_argument("--runs", type=int, default=200_000, help="for each target")
+    parser.add_argument("--runs", type=int, default=50_000, help="for each target")
     parser.add_argument("--seed", type=int, default=1)
     options, rest = parser.parse_known_args()
     if options.target:
