@@ -126,7 +126,7 @@ class InvocationExchange:
             try:
                 if self._authentication is not None:
                     await self._authentication.admit(scope, request)
-                kept = self._begin_session(values)  # which a stranger does not
+                kept = self._begin_session(values)  # only of a caller that is let in
                 await self._invoke(request, scope, receive, answer, self._clients_of(loop))
             except Refusal as refused:
                 await self._refuse(refused, request, scope, receive, answer)
