@@ -50,10 +50,17 @@ $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
 
-# Six minutes: mutated requests on raw sockets, and schemathesis on /schema.
-fuzz: $(VENV)/.installed-e2e
+# Mutated requests on raw sockets, schemathesis on /schema, and atheris, for Linux on x86-64, in an environment of its own.
+fuzz: $(VENV)/.installed-e2e .venv-fuzz/.installed
 	$(BIN)/python -m tests.fuzz.raw
+	PYTHONPATH=service:telemetry .venv-fuzz/bin/python -m tests.fuzz.coverage
 	$(BIN)/python -m tests.fuzz.schema
+
+.venv-fuzz/.installed: requirements/runtime.txt tests/fuzz/requirements-coverage.txt
+	$(PYTHON) -m venv --clear .venv-fuzz
+	.venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements/runtime.txt --requirement tests/fuzz/requirements-coverage.txt
+	@touch $@
 
 # Asks the package index which dependencies have known faults, and fails where it cannot tell.
 audit:
@@ -92,6 +99,9 @@ lock:
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/oidc.in --output-file tests/e2e/requirements-oidc.txt
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		tests/fuzz/coverage.in --output-file tests/fuzz/requirements-coverage.txt
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		--constraint tests/benchmarks/requirements-peer-traced.txt \

@@ -6,6 +6,7 @@ import random
 import re
 import socket
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -30,7 +31,7 @@ SETTLE_SECONDS = 30.0
 VARIANTS = [(http, loop) for http in ("httptools", "h11") for loop in ("uvloop", "asyncio")]
 """What uvicorn speaks HTTP with, and the event loops that it runs on."""
 
-_ERROR = re.compile(r'"level":\s*"(ERROR|CRITICAL)"|\bERROR\b')
+ERROR_LINE = re.compile(r'"level":\s*"(ERROR|CRITICAL)"|\bERROR\b')
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -43,7 +44,9 @@ class Figures(msgspec.Struct, frozen=True):
     """The lines that it logged at ERROR or above."""
     tracebacks: int
     slowest_ping: float
-    """In seconds, beside the requests."""
+    """In seconds, beside the requests. A figure to report: what else runs on the machine counts too."""
+    failed_pings: list[str]
+    """Why ``/ping`` was not answered with 200 within ``PING_SECONDS``, once for each such request."""
     left_open: int
     """File descriptors that stay open when all clients have left."""
     counted: dict[str, float]
@@ -71,7 +74,8 @@ def fuzz(runtime: Runtime, number: int, seed: int, http: str, loop: str) -> Figu
             before = _open_files(pid)
             stop = threading.Event()
             pings: list[float] = []
-            pinging = threading.Thread(target=_keep_pinging, args=(port, stop, pings))
+            failed_pings: list[str] = []
+            pinging = threading.Thread(target=_keep_pinging, args=(port, stop, pings, failed_pings))
             pinging.start()
             with ThreadPoolExecutor(CLIENTS) as clients:
                 answers = Counter(
@@ -85,9 +89,10 @@ def fuzz(runtime: Runtime, number: int, seed: int, http: str, loop: str) -> Figu
     return Figures(
         number,
         dict(sorted(answers.items())),
-        [line for line in lines if _ERROR.search(line)],
+        [line for line in lines if ERROR_LINE.search(line)],
         sum("Traceback (most recent call last)" in line for line in lines),
-        max(pings),
+        max(pings, default=0),
+        failed_pings,
         left,
         counted,
     )
@@ -346,10 +351,13 @@ def _warm_up(port: int) -> None:
     time.sleep(1)
 
 
-def _keep_pinging(port: int, stop: threading.Event, took: list[float]) -> None:
+def _keep_pinging(port: int, stop: threading.Event, took: list[float], failed: list[str]) -> None:
     while not stop.wait(0.02):
         began = time.monotonic()
-        _ping(port)
+        try:
+            _ping(port)
+        except (OSError, AssertionError) as error:
+            failed.append(repr(error))
         took.append(time.monotonic() - began)
 
 
@@ -390,8 +398,12 @@ def _pid_of(port: int) -> int:
     raise AssertionError(f"no process listens on port {port}")
 
 
-def main() -> None:
-    """Run the long form, and print a row of figures for each variant."""
+def main() -> int:
+    """Run the long form, and print a row of figures for each variant.
+
+    Returns:
+        1 where ours logged an error, left ``/ping`` unanswered or something open.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=6000, help="for each variant")
     parser.add_argument("--seed", type=int, default=1)
@@ -399,17 +411,22 @@ def main() -> None:
     parser.add_argument("--errors", action="store_true", help="print the lines at ERROR too")
     options = parser.parse_args()
     runtime = OURS if options.python is None else Runtime("reference", options.python)
+    faults = 0
     for http, loop in VARIANTS:
         figures = fuzz(runtime, options.requests, options.seed, http, loop)
         print(
             f"{runtime.name} {http} {loop}: {figures.requests} requests, {len(figures.errors)} errors, "
-            f"{figures.tracebacks} tracebacks, slowest /ping {figures.slowest_ping * 1000:.0f} ms, "
-            f"{figures.left_open} left open, in progress {figures.counted}, answers {figures.answers}",
+            f"{figures.tracebacks} tracebacks, {len(figures.failed_pings)} failed /ping, "
+            f"slowest {figures.slowest_ping * 1000:.0f} ms, {figures.left_open} left open, "
+            f"in progress {figures.counted}, answers {figures.answers}",
             flush=True,
         )
         if options.errors:
-            print(*figures.errors, sep="\n", flush=True)
+            print(*figures.errors, *figures.failed_pings, sep="\n", flush=True)
+        faults += len(figures.errors) + figures.tracebacks + len(figures.failed_pings) + figures.left_open
+        faults += any(figures.counted.values())
+    return 1 if faults and runtime is OURS else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,6 +28,7 @@ def test_mutated_requests_cost_no_error_and_leave_nothing_open(http: str, loop: 
     figures = fuzz(OURS, REQUESTS, 12, http, loop)
     assert figures.errors == []
     assert figures.tracebacks == 0
+    assert figures.failed_pings == []
     assert figures.left_open == 0
     assert figures.counted == {"agentcore_invocations_in_progress": 0.0}
 
