@@ -33,6 +33,7 @@ test: lint types
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive service telemetry grafana app.py
 
 types: $(INSTALLED)
 	$(BIN)/mypy
@@ -61,10 +62,9 @@ fuzz: $(VENV)/.installed-e2e .venv-fuzz/.installed
 		--requirement requirements/runtime.txt --requirement tests/fuzz/requirements-coverage.txt
 	@touch $@
 
-# Asks the package index which dependencies have known faults, and fails where it cannot tell; then looks at the code.
-audit: $(INSTALLED)
-	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet bandit pip-audit; }
-	.venv-audit/bin/bandit --quiet --recursive --severity-level medium service telemetry app.py
+# Asks the package index which dependencies have known faults, and fails where it cannot tell.
+audit:
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit; }
 	.venv-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/runtime.txt \
 		|| { echo "The audit found faults, or could not ask the index about every package" >&2; exit 1; }
 

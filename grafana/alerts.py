@@ -40,6 +40,12 @@ LAG_MINUTES = 5
 So a single call that blocks for two minutes alerts nobody, and neither do short ones that come now and then.
 """
 
+AUTH_FAILURES_MIN = 100
+"""Callers who were not let in, in 15 minutes: nobody is alerted to fewer.
+
+A client whose token has expired and that asks every ten seconds stays below.
+"""
+
 TASK_HOURS = 6
 STALLS = 5
 
@@ -332,6 +338,17 @@ def condition_alerts() -> list[AlertingRule]:
             "AgentInvocationsTimeOut",
             summary=f"Invocations of {AGENT_NAME} time out.",
             cause="were ended because their time was over (AGENTCORE_*_TIMEOUT_SECONDS, AGENTCORE_STREAM_IDLE_SECONDS)",
+        ),
+        AlertingRule(
+            name="AgentAuthFailures",
+            severity="ticket",
+            expr=f"{increase('agentcore_auth_failures_total', '15m', AGENT)} >= {AUTH_FAILURES_MIN}",
+            summary=f"{AGENT_NAME} turns many callers away.",
+            description=(
+                f"{{{{ $value | humanize }}}} times in 15 minutes {AGENT_NAME} did not let a caller in. Somebody tries"
+                " tokens or keys, or those of a client have become wrong; agentcore_auth_failures_total has the"
+                " reasons."
+            ),
         ),
         AlertingRule(
             name="AgentTasksNeverEnd",

@@ -217,7 +217,9 @@ def default_host() -> str:
     """
     variables = ("DOCKER_CONTAINER", "KUBERNETES_SERVICE_HOST")
     inside = Path("/.dockerenv").exists() or any(os.environ.get(variable) for variable in variables)
-    return "0.0.0.0" if inside else "127.0.0.1"  # noqa: S104 - a container's port is of no use otherwise  # nosec B104
+    if inside:
+        return "0.0.0.0"  # noqa: S104 - a container's port is of no use otherwise  # nosec B104
+    return "127.0.0.1"
 
 
 def _litestar_middleware(entry: Any) -> Any:

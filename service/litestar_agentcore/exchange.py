@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from litestar.types import Receive, Scope, Send
@@ -50,6 +51,9 @@ _CLOSING_STATUSES = frozenset({408, 413, 431, 503})
 
 _REJECTED_STATUSES = frozenset({429, 503})
 
+OVERLOAD_LOG_SECONDS = 10.0
+"""How often, at the most, the log says that invocations are refused for want of a place; the metrics count each."""
+
 _MOMENT_SECONDS = 0.02
 """How long the body of an invocation that is refused unread may take to come before its connection is closed: clients
 send head and body one after the other."""
@@ -93,6 +97,8 @@ class InvocationExchange:
         self._body_idle_seconds = settings.body_idle_seconds
         self._cancels_left = settings.cancel_on_disconnect
         self._clients: _Clients | None = None
+        self._overloaded = 0
+        self._overload_logged_at = -OVERLOAD_LOG_SECONDS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, headers: Sequence[RawHeader] = ()) -> None:
         """Serve one invocation.
@@ -120,7 +126,7 @@ class InvocationExchange:
             try:
                 if self._authentication is not None:
                     await self._authentication.admit(scope, request)
-                kept = self._begin_session(values)  # which a stranger does not
+                kept = self._begin_session(values)  # only of a caller that is let in
                 await self._invoke(request, scope, receive, answer, self._clients_of(loop))
             except Refusal as refused:
                 await self._refuse(refused, request, scope, receive, answer)
@@ -286,7 +292,10 @@ class InvocationExchange:
     ) -> None:
         answer.begin()
         status = refused.status
-        logger.warning("The invocation was refused with status %d: %s", status, refused.reason)
+        if status == 429:
+            self._log_overload()
+        else:
+            logger.warning("The invocation was refused with status %d: %s", status, refused.reason)
         answer.record.rejected = status in _REJECTED_STATUSES
         headers = list(refused.headers)
         before_end = None
@@ -300,6 +309,14 @@ class InvocationExchange:
         if unread and not request.expects:
             before_end = partial(discard_body, scope, receive, _LINGER_SECONDS)
         await answer.value(encode(refused.answer), status, headers, before_end)
+
+    def _log_overload(self) -> None:
+        """Log that invocations find no place: not each, which under overload would be hundreds of lines a second."""
+        self._overloaded += 1
+        now = monotonic()
+        if now - self._overload_logged_at >= OVERLOAD_LOG_SECONDS:
+            logger.warning("No place for invocations: %d refused with status 429 since this was said", self._overloaded)
+            self._overloaded, self._overload_logged_at = 0, now
 
     async def _time_out(self, request: RequestHeaders, scope: Scope, receive: Receive, answer: Answer) -> None:
         """Tell a client that its body, or the handler, took too long."""

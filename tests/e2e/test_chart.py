@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 from unittest.mock import ANY
 
 import helm_python as helm
+import httpx
 import kubernetes_validate
 import pytest
 import yaml
@@ -36,7 +39,9 @@ from tests.e2e.chart import (
 )
 from tests.e2e.prometheus import executable
 from tests.e2e.runtimes import ROOT
-from tests.integration.server import Server, free_port, litestar_run, run
+from tests.integration.server import Server, eventually, free_port, litestar_run, run
+from tests.integration.test_workers import LONG as WORKERS_PATIENCE
+from tests.integration.test_workers import metrics, served
 
 OLDEST = "1.27"
 NEWEST = kubernetes_validate.latest_version()
@@ -59,6 +64,22 @@ def agent(payload):
 TOOLS = """\
 def shout(text):
     return text.upper()
+"""
+
+WORKERS_AGENT = """\
+import asyncio
+import os
+
+from litestar_agentcore import BedrockAgentCoreApp
+
+app = BedrockAgentCoreApp()
+
+
+@app.entrypoint
+async def agent(payload):
+    while "until" in payload and not os.path.exists(payload["until"]):
+        await asyncio.sleep(0.05)
+    return {"pid": os.getpid(), "parent": os.getppid()}
 """
 
 INGRESS = set_values("ingress.enabled=true,ingress.hosts={agent.example.com}")
@@ -128,6 +149,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], ...]] = {
         ),
         set_values("networkPolicy.enabled=true,networkPolicy.egress.restricted=true,networkPolicy.egress.https=false"),
     ),
+    "workers": ({}, set_values("agent.workers=4")),
     "source": ({}, {"agent": {"source": AGENT, "files": {"tools.py": TOOLS}}}),
     "budget": (
         {},
@@ -323,6 +345,18 @@ def test_the_schema_and_the_defaults_know_the_same_values() -> None:
         (["agent.settings.syncThreads=many"], "/agent/settings/syncThreads"),
         (["agent.settings.stallSeconds=soon"], "/agent/settings/stallSeconds"),
         (["agent.settings.stallSeconds=0"], "/agent/settings/stallSeconds"),
+        (["agent.workers=0"], "/agent/workers"),
+        (["agent.workers=65"], "/agent/workers"),
+        (["agent.workers=many"], "/agent/workers"),
+        (["agent.workers=2,args={run}"], "args: with agent.workers above 1"),
+        (["agent.workers=2,env.WEB_CONCURRENCY=2"], "WEB_CONCURRENCY is set twice"),
+        (
+            [
+                "autoscaling.enabled=true,autoscaling.invocationsPerPod=240,agent.workers=2",
+                "agent.settings.maxConcurrentInvocations=20",
+            ],
+            "never more than 240 invocations",
+        ),
         (["agent.settings.syncThreads=0"], "/agent/settings/syncThreads"),
         (["agent.settings.handlerIsolation=threads"], "/agent/settings/handlerIsolation"),
         (["agent.settings.logLevel=info"], "/agent/settings/logLevel"),
@@ -447,6 +481,11 @@ def test_a_wrong_value_is_refused_by_its_name(expressions: list[str], named: str
         ["streaming.idleSeconds=16"],
         ["streaming.idleSeconds=15,agent.settings.sseKeepaliveSeconds=0"],
         ["autoscaling.enabled=true,autoscaling.invocationsPerPod=119,agent.settings.maxConcurrentInvocations=20"],
+        [
+            "autoscaling.enabled=true,autoscaling.invocationsPerPod=239,agent.workers=2",
+            "agent.settings.maxConcurrentInvocations=20",
+        ],
+        ["agent.workers=1,args={litestar,run}"],
     ],
 )
 def test_limits_that_agree_are_taken(expressions: list[str]) -> None:
@@ -795,7 +834,8 @@ def test_a_changed_source_rolls_the_pods_and_an_unchanged_one_does_not(source: d
         assert template(merged(source, {"agent": changed}))["metadata"] != template(source)["metadata"]
 
 
-def test_the_start_command_serves_the_mounted_source(source: dict[str, Any], tmp_path: Path) -> None:
+def mounted(source: dict[str, Any], tmp_path: Path) -> tuple[Path, Path]:
+    """The directory of a source as Kubernetes mounts it, and one with what the image has installed."""
     directory, revision = tmp_path / "app", tmp_path / "app" / "..2026_11_03"
     revision.mkdir(parents=True)
     (directory / "..data").symlink_to(revision.name)
@@ -806,6 +846,11 @@ def test_the_start_command_serves_the_mounted_source(source: dict[str, Any], tmp
     installed.mkdir()
     for package in ("service/litestar_agentcore", "telemetry/agentcore_telemetry"):
         (installed / Path(package).name).symlink_to(ROOT / package)
+    return directory, installed
+
+
+def test_the_start_command_serves_the_mounted_source(source: dict[str, Any], tmp_path: Path) -> None:
+    directory, installed = mounted(source, tmp_path)
     port = free_port()
     # The image has the service installed, and the command starts where the source is mounted.
     start = 'cd "$1" && PYTHONPATH="$1:$2" exec "$3" run --host 127.0.0.1 --port "$4"'
@@ -813,6 +858,67 @@ def test_the_start_command_serves_the_mounted_source(source: dict[str, Any], tmp
     with run([str(argument) for argument in command], port) as agent, agent.client() as client:
         answer = client.post("/invocations", json={"prompt": "hello"})
     assert answer.json() == "HELLO"
+
+
+# -- Several workers
+
+
+def test_one_process_is_what_the_image_starts_unless_workers_are_asked_for() -> None:
+    for values in ({}, set_values("agent.workers=null"), set_values("agent.workers=1")):
+        assert "command" not in render(values).agent
+    assert "WEB_CONCURRENCY" not in render().environment
+    assert render(set_values("agent.workers=1")).environment["WEB_CONCURRENCY"] == "1"
+
+
+def test_a_command_of_ones_own_is_kept_and_told_how_many_workers() -> None:
+    manifests = render(set_values("agent.workers=3,command={uvicorn},args={agent:app,--proxy-headers}"))
+    assert (manifests.agent["command"], manifests.agent["args"]) == (["uvicorn"], ["agent:app", "--proxy-headers"])
+    assert manifests.environment["WEB_CONCURRENCY"] == "3"
+
+
+def test_the_workers_of_a_pod_serve_its_source_and_end_gracefully_with_it(tmp_path: Path) -> None:
+    values = merged(set_values("agent.workers=2"), {"agent": {"source": WORKERS_AGENT}})
+    manifests = render(values)
+    directory, installed = mounted(values, tmp_path)
+    python, *arguments = manifests.agent["command"]
+    assert python == "python"
+
+    def start(port: int) -> list[str]:
+        settings = [f"{name}={value}" for name, value in manifests.environment.items() if not name.startswith("OTEL_")]
+        own = [argument.replace("8080", str(port)).replace("0.0.0.0", "127.0.0.1") for argument in arguments]
+        where = ["sh", "-c", 'cd "$1" && shift && exec env "$@"', "sh", str(directory), f"PYTHONPATH={installed}"]
+        return [*where, *settings, sys.executable, *own]
+
+    def running() -> float:
+        found = metrics(prober)
+        return sum(found[name] for name in found if name.startswith("agentcore_invocations_in_progress"))
+
+    def is_ending() -> bool:
+        try:
+            return httpx.get(f"{workers.url}/ready", trust_env=False).status_code == 503
+        except httpx.TransportError:
+            return True
+
+    until = tmp_path / "until"
+    with served(start) as workers, ThreadPoolExecutor() as pool:
+        pids = set(workers.clients)
+        try:
+            with workers.client() as prober:
+                asked = [
+                    pool.submit(client.post, "/invocations", json={"until": str(until)}, timeout=WORKERS_PATIENCE)
+                    for client in workers.clients.values()
+                ]
+                eventually(lambda: running() == 2)
+            workers.process.terminate()  # the main process alone, as a kubelet does
+            eventually(is_ending)
+        finally:
+            until.touch()
+        answers = [future.result() for future in asked]
+        assert {answer.json()["pid"] for answer in answers} <= pids
+        assert workers.process.wait(WORKERS_PATIENCE) == 0
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
 
 
 # -- Names

@@ -1,4 +1,4 @@
-"""The direct road of ``POST /invocations`` answers as Litestar's long way, and what an author adds is never lost."""
+"""The fast path of ``POST /invocations`` answers as Litestar's routing does, and what an author adds is never lost."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths of the requests that took the direct road."""
+    """The paths of the requests that took the fast path."""
     paths: list[str] = []
     serve = FastPath.serve
 
@@ -173,15 +173,15 @@ REQUESTS: dict[str, tuple[dict[str, Any], bytes, bool]] = {
 
 
 @pytest.mark.parametrize(("scope", "body", "direct"), REQUESTS.values(), ids=REQUESTS.keys())
-def test_a_request_is_answered_the_same_on_either_road(
+def test_a_request_is_answered_the_same_on_either_path(
     scope: dict[str, Any], body: bytes, direct: bool, taken: list[str]
 ) -> None:
-    by_the_long_way = answers(app_of(echo, middleware=[harmless]), *[(scope, body)] * 3)
+    through_litestar = answers(app_of(echo, middleware=[harmless]), *[(scope, body)] * 3)
     assert taken == []
 
-    by_the_direct_road = answers(app_of(echo), *[(scope, body)] * 3)
+    on_the_fast_path = answers(app_of(echo), *[(scope, body)] * 3)
 
-    assert by_the_direct_road == by_the_long_way
+    assert on_the_fast_path == through_litestar
     assert taken == ["/invocations"] * (3 if direct else 0)
 
 
@@ -235,18 +235,18 @@ async def broken_stream(payload: Any) -> AsyncIterator[int]:
 @pytest.mark.parametrize("body", [b'{"x": 1}', b'{"x": "one"}', b"{"])
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize("handler", [typed, raises, teapot, own_response, stream, broken_stream])
-def test_a_handler_is_answered_for_the_same_on_either_road(
+def test_a_handler_is_answered_for_the_same_on_either_path(
     handler: Callable[..., Any], debug: bool, body: bytes, taken: list[str]
 ) -> None:
     requests = [(plain(), body)] * 2
-    by_the_long_way = answers(app_of(handler, debug=debug, middleware=[harmless]), *requests)
+    through_litestar = answers(app_of(handler, debug=debug, middleware=[harmless]), *requests)
     assert taken == []
 
-    assert answers(app_of(handler, debug=debug), *requests) == by_the_long_way
+    assert answers(app_of(handler, debug=debug), *requests) == through_litestar
     assert taken == ["/invocations"] * 2
 
 
-def test_without_an_entrypoint_the_answer_is_the_same_on_either_road(taken: list[str]) -> None:
+def test_without_an_entrypoint_the_answer_is_the_same_on_either_path(taken: list[str]) -> None:
     requests = [(plain(), b"1")] * 2
 
     assert answers(BedrockAgentCoreApp(), *requests) == answers(BedrockAgentCoreApp(middleware=[harmless]), *requests)
@@ -258,14 +258,14 @@ def lost(_: AnyRequest, error: Exception) -> Response[Any]:
 
 
 @pytest.mark.parametrize("key", [LookupError, Exception, 500])
-def test_an_exception_handler_of_the_authors_answers_on_either_road(key: Any, taken: list[str]) -> None:
+def test_an_exception_handler_of_the_authors_answers_on_either_path(key: Any, taken: list[str]) -> None:
     requests = [(plain(), b"1")] * 2
-    by_the_long_way = answers(app_of(raises, exception_handlers={key: lost}, middleware=[harmless]), *requests)
+    through_litestar = answers(app_of(raises, exception_handlers={key: lost}, middleware=[harmless]), *requests)
 
-    by_the_direct_road = answers(app_of(raises, exception_handlers={key: lost}), *requests)
+    on_the_fast_path = answers(app_of(raises, exception_handlers={key: lost}), *requests)
 
-    assert by_the_direct_road == by_the_long_way
-    assert by_the_direct_road[1][0] == 410
+    assert on_the_fast_path == through_litestar
+    assert on_the_fast_path[1][0] == 410
     assert taken == ["/invocations"] * 2
 
 
@@ -313,7 +313,7 @@ async def lifespan(_: Any) -> AsyncIterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("of_the_server", [{}, {"state": {}}, {"state": {"server": "a server"}}], ids=str)
 @pytest.mark.parametrize("with_lifespan", [False, True])
-def test_a_handler_finds_the_same_in_its_request_on_either_road(
+def test_a_handler_finds_the_same_in_its_request_on_either_path(
     of_the_server: dict[str, Any], with_lifespan: bool, taken: list[str]
 ) -> None:
     scope = http_scope(
@@ -328,12 +328,12 @@ def test_a_handler_finds_the_same_in_its_request_on_either_road(
         _, answer = answers(app_of(look_around, **options, **more), *requests)
         return answer, json.loads(answer[2])
 
-    by_the_long_way, told = look(middleware=[harmless])
+    through_litestar, told = look(middleware=[harmless])
     assert taken == []
-    by_the_direct_road, told_on_the_direct_road = look()
+    on_the_fast_path, told_on_the_fast_path = look()
 
-    assert told_on_the_direct_road == told
-    assert by_the_direct_road == by_the_long_way
+    assert told_on_the_fast_path == told
+    assert on_the_fast_path == through_litestar
     assert told["state"].get("pool") == ("a pool" if with_lifespan else None)
     assert told["url_for"].endswith("/things/first")
     assert told["json"] == [1]
@@ -371,8 +371,8 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-def no_direct_road(taken: list[str]) -> Iterator[None]:
-    """For a test in which no request may take the direct road."""
+def no_fast_path(taken: list[str]) -> Iterator[None]:
+    """For a test in which no request may take the fast path."""
     yield
     assert taken == []
 
@@ -425,7 +425,7 @@ class AddsMiddleware(InitPlugin):
     ],
     ids=["a class", "an instance", "a function", "of a plugin"],
 )
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_a_middleware_sees_each_invocation(make: Make, options: dict[str, Any], called: Called) -> None:
     app = make(echo, **options)
     app.state.called = called
@@ -435,7 +435,7 @@ def test_a_middleware_sees_each_invocation(make: Make, options: dict[str, Any], 
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_a_guard_is_asked_for_each_invocation(make: Make) -> None:
     def guard(connection: Connection, _: BaseRouteHandler) -> None:
         if connection.headers.get("x-key") != "right":
@@ -448,7 +448,7 @@ def test_a_guard_is_asked_for_each_invocation(make: Make) -> None:
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_the_hooks_of_requests_are_called_for_each_invocation(make: Make, called: Called) -> None:
     async def before_request(_: AnyRequest) -> None:
         called.append("before_request")
@@ -471,7 +471,7 @@ def test_the_hooks_of_requests_are_called_for_each_invocation(make: Make, called
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 @pytest.mark.parametrize("hook", ["before_request", "after_request", "after_response"])
 def test_one_hook_alone_is_called_too(make: Make, hook: str, called: Called) -> None:
     async def note(argument: Any) -> Any:
@@ -483,7 +483,7 @@ def test_one_hook_alone_is_called_too(make: Make, hook: str, called: Called) -> 
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_a_hook_may_answer_in_the_place_of_the_agent(make: Make) -> None:
     def refuse(_: AnyRequest) -> Response[Any]:
         return Response({"closed": True}, status_code=403)
@@ -492,7 +492,7 @@ def test_a_hook_may_answer_in_the_place_of_the_agent(make: Make) -> None:
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_before_send_sees_each_message(make: Make, called: Called) -> None:
     async def note(message: Message, _: Scope) -> None:
         called.append(message["type"])
@@ -530,7 +530,7 @@ def test_after_exception_is_told_of_each_failure(make: Make, late: bool, called:
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_cors_is_applied(make: Make) -> None:
     app = make(echo, cors_config=CORSConfig(allow_origins=["https://ui.example"]))
     origin = (b"origin", b"https://ui.example")
@@ -542,13 +542,13 @@ def test_cors_is_applied(make: Make) -> None:
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_csrf_is_applied(make: Make) -> None:
     assert statuses_of(make(echo, csrf_config=CSRFConfig(secret="secret"))) == [403, 403, 403]
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_compression_is_applied(make: Make) -> None:
     app = make(echo, compression_config=CompressionConfig(backend="gzip", minimum_size=1))
     scope = with_headers(HOST, (b"accept-encoding", b"gzip"))
@@ -559,14 +559,14 @@ def test_compression_is_applied(make: Make) -> None:
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 @pytest.mark.parametrize("allowed", [["other.example"], AllowedHostsConfig(["other.example"])], ids=["list", "config"])
 def test_allowed_hosts_are_applied(make: Make, allowed: Any) -> None:
     assert statuses_of(make(echo, allowed_hosts=allowed)) == [400, 400, 400]
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_response_headers_and_cookies_are_set(make: Make) -> None:
     app = make(echo, response_headers={"x-by": "agent"}, response_cookies=[Cookie(key="seen", value="1")])
 
@@ -577,7 +577,7 @@ def test_response_headers_and_cookies_are_set(make: Make) -> None:
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 @pytest.mark.parametrize(
     "option", [{"response_headers": {"x-by": "agent"}}, {"response_cookies": {"seen": "1"}}], ids=str
 )
@@ -588,7 +588,7 @@ def test_response_headers_or_cookies_alone_are_set_too(make: Make, option: dict[
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_requests_are_logged_where_that_is_asked_for(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     app = make(echo, middleware=[LoggingMiddlewareConfig(request_log_fields=["path"]).middleware])
@@ -600,7 +600,7 @@ def test_requests_are_logged_where_that_is_asked_for(make: Make, caplog: pytest.
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_a_rate_limit_is_kept(make: Make) -> None:
     app = make(echo, middleware=[RateLimitConfig(rate_limit=("minute", 2)).middleware])
 
@@ -608,7 +608,7 @@ def test_a_rate_limit_is_kept(make: Make) -> None:
 
 
 @KINDS
-@pytest.mark.usefixtures("no_direct_road")
+@pytest.mark.usefixtures("no_fast_path")
 def test_a_session_is_there_for_the_handler(make: Make) -> None:
     def visits(payload: Any, context: RequestContext) -> int:
         context.request.session["visits"] = count = context.request.session.get("visits", 0) + 1
@@ -679,7 +679,7 @@ def schema(app: Any) -> Any:
 
 
 @pytest.mark.parametrize("handler", [echo, typed, stream])
-def test_the_schema_knows_nothing_of_the_roads(handler: Callable[..., Any], taken: list[str]) -> None:
+def test_the_schema_is_the_same_on_either_path(handler: Callable[..., Any], taken: list[str]) -> None:
     direct = schema(app_of(handler))
     assert taken == ["/invocations"] * 3
 

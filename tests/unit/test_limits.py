@@ -3,10 +3,12 @@
 import asyncio
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -352,6 +354,27 @@ def test_a_slow_body_holds_no_place(monkeypatch: pytest.MonkeyPatch, handlers: H
         assert (await slow.done()).status == 200
 
     run(app, scenario)
+
+
+def test_an_overload_is_one_line_in_ten_seconds_with_how_many_were_refused(
+    monkeypatch: pytest.MonkeyPatch, handlers: Handlers, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("litestar_agentcore.exchange.monotonic", lambda: clock.now)
+    app = app_of(monkeypatch, handlers.coroutine, MAX_CONCURRENT_INVOCATIONS=1, QUEUE_SIZE=0)
+
+    async def scenario() -> None:
+        first = Call(app, 0)
+        await eventually(lambda: handlers.begun)
+        for seconds in (0.0, 1.0, 9.0, 0.5):
+            clock.now += seconds
+            assert (await Call(app, 1).done()).status == 429
+        handlers.release.set()
+        await first.done()
+
+    run(app, scenario)
+    lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert [re.findall(r"\d+ refused", line) for line in lines] == [["1 refused"], ["2 refused"]]
 
 
 def test_who_has_waited_too_long_is_answered_429(monkeypatch: pytest.MonkeyPatch, handlers: Handlers) -> None:

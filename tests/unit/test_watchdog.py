@@ -63,6 +63,8 @@ def watched() -> Iterator[Watched]:
     watched = Watched()
     yield watched
     watched.agent.cancel_all()
+    watched.watchdog.stop()
+    time.sleep(STALL)  # or its last line would be the next test's
 
 
 @pytest.fixture
@@ -179,12 +181,13 @@ class TestTheWarning:
     ) -> None:
         watched.begin(holding(block), context)
         block.wait_until_entered()
+        eventually(lambda: any(line["level"] == "WARNING" for line in log.lines))
         time.sleep(8 * STALL)
         (line,) = [line for line in log.lines if line["level"] == "WARNING"]
         assert watched.stalls == 1
         first, *stack = line["message"].splitlines()
         assert name in first
-        assert "(session session-1) has held the agent's event loop for 0.0" in first
+        assert "(session session-1) has held the agent's event loop for " in first
         assert "make it a plain function (def), or await asyncio.to_thread() for what blocks" in first
         assert (line["logger"], line.get("requestId"), line.get("sessionId")) == (
             module.__name__,
@@ -231,7 +234,7 @@ class TestTheWarning:
         eventually(lambda: "turns again" in caplog.text)
         (recovery,) = [record for record in caplog.records if "turns again" in record.message]
         assert (recovery.levelname, recovery.name) == ("INFO", module.__name__)
-        assert recovery.message.startswith("The agent's event loop turns again, after 0.")
+        assert recovery.message.startswith("The agent's event loop turns again, after ")
 
     def test_one_handler_is_named_once_in_ten_seconds_and_each_of_its_stalls_is_counted(
         self, watched: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

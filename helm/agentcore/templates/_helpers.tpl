@@ -84,6 +84,20 @@ app.kubernetes.io/component: server
 /etc/agentcore/api-keys
 {{- end }}
 
+{{/* The start command: with several workers one whose main process passes SIGTERM on to them, as `litestar run` does not. */}}
+{{- define "agentcore.command" -}}
+{{- if .Values.command }}
+{{- toYaml .Values.command }}
+{{- else if gt (int64 .Values.agent.workers) 1 }}
+{{- if .Values.args }}
+{{- fail "args: with agent.workers above 1 the chart has a start command of its own, which takes none; set command as well" }}
+{{- end }}
+- python
+- -c
+- from os import environ; from app import app; app.run(port=8080, host="0.0.0.0", workers=int(environ["WEB_CONCURRENCY"]))
+{{- end }}
+{{- end }}
+
 {{/* One list of variables, each named once. What is referred to as $(NAME) comes first. */}}
 {{- define "agentcore.env" -}}
 {{- $env := list }}
@@ -92,6 +106,9 @@ app.kubernetes.io/component: server
 {{- end }}
 {{- with .Values.agent.name }}
 {{- $env = append $env (dict "name" "AGENT_NAME" "value" .) }}
+{{- end }}
+{{- with .Values.agent.workers }}
+{{- $env = append $env (dict "name" "WEB_CONCURRENCY" "value" (include "agentcore.number" .)) }}
 {{- end }}
 {{- range $name, $value := .Values.agent.settings }}
 {{- $env = append $env (dict "name" (printf "AGENTCORE_%s" (snakecase $name | upper)) "value" (include "agentcore.number" $value)) }}
@@ -253,7 +270,8 @@ rules:
 {{- end }}
 {{- with .Values.agent.settings }}
 {{- if and $.Values.autoscaling.enabled .maxConcurrentInvocations }}
-{{- $most := add (int64 .maxConcurrentInvocations) (int64 (ternary .queueSize 100 (hasKey . "queueSize"))) }}
+{{- $each := add (int64 .maxConcurrentInvocations) (int64 (ternary .queueSize 100 (hasKey . "queueSize"))) }}
+{{- $most := mul $each (max 1 (int64 $.Values.agent.workers)) }}
 {{- if ge (float64 $.Values.autoscaling.invocationsPerPod) (float64 $most) }}
 {{- fail (printf "autoscaling.invocationsPerPod: a pod has never more than %d invocations, by agent.settings.maxConcurrentInvocations and queueSize, so nothing would be scaled up" $most) }}
 {{- end }}

@@ -341,7 +341,7 @@ def _dataclass_items(value: Any, kind: type, fields: dict[str, Any]) -> Iterable
                 continue
             else:
                 item = getattr(value, name)
-        except Exception:  # noqa: S112 - as msgspec does
+        except Exception:  # noqa: S112 - as msgspec does  # nosec B112
             continue
         if item is not msgspec.UNSET:
             yield name, item
@@ -413,10 +413,9 @@ def _encode_key(key: Any) -> bytes:
             return fast_encode(_without_surrogates(key))
         try:
             _level_of(key)
-        except UnknownTypeError:
-            raise
-        except Exception:  # noqa: S110 - only the type is asked for
-            pass
+        except Exception as error:  # only the type is asked for
+            if isinstance(error, UnknownTypeError):
+                raise
         return _encode_str_of(key, is_key=True)
 
 

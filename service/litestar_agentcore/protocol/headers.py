@@ -20,8 +20,8 @@ from litestar_agentcore.protocol.settings import Settings
 
 REQUEST_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Request-Id"
 SESSION_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
-WORKLOAD_ACCESS_TOKEN = "X-Amz-Bedrock-AgentCore-Identity-WAT"  # noqa: S105 - a header's name
-WORKLOAD_ACCESS_TOKEN_LEGACY = "WorkloadAccessToken"  # noqa: S105 - a header's name
+WORKLOAD_ACCESS_TOKEN = "X-Amz-Bedrock-AgentCore-Identity-WAT"  # noqa: S105 - a header's name  # nosec B105
+WORKLOAD_ACCESS_TOKEN_LEGACY = "WorkloadAccessToken"  # noqa: S105 - a header's name  # nosec B105
 OAUTH2_CALLBACK_URL = "OAuth2CallbackUrl"
 AUTHORIZATION = "Authorization"
 CUSTOM_PREFIX = "X-Amzn-Bedrock-AgentCore-Runtime-Custom-"
