@@ -50,7 +50,7 @@ $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
 
-# Mutated requests on raw sockets, schemathesis on /schema, and atheris, for Linux on x86-64, in an environment of its own.
+# Half an hour: mutated requests on raw sockets, atheris (for Linux on x86-64) in an environment of its own, and schemathesis on /schema.
 fuzz: $(VENV)/.installed-e2e .venv-fuzz/.installed
 	$(BIN)/python -m tests.fuzz.raw
 	PYTHONPATH=service:telemetry .venv-fuzz/bin/python -m tests.fuzz.coverage
