@@ -49,6 +49,7 @@ FILES = [
 TASKS = "tests/bedrock_agentcore/runtime/test_manual_async_tasks.py::"
 APP = "tests/bedrock_agentcore/runtime/test_app.py::"
 LOG_LEVEL = "asks for the exact arguments of uvicorn.run: the server logs from AGENTCORE_LOG_LEVEL on, not from WARNING"
+PROTOCOLS = "asks for the exact arguments of uvicorn.run: its protocols are given too, which bound a request's headers"
 IN_PLACE = "asks for the text of a whole answer that has a date in it: here the date alone is text, in its place"
 SEPARATORS = "asks for a space after the colon, as Python's encoder writes JSON"
 
@@ -59,6 +60,7 @@ DIFFERENT = {
     f"{APP}TestBedrockAgentCoreApp::test_serve_custom_host": LOG_LEVEL,
     f"{APP}TestBedrockAgentCoreApp::test_entrypoint_serve_method": LOG_LEVEL,
     f"{APP}TestBedrockAgentCoreApp::test_run_with_kwargs": LOG_LEVEL,
+    f"{APP}TestBedrockAgentCoreApp::test_debug_mode_uvicorn_config": PROTOCOLS,
     f"{APP}TestNonStreamingSafeSerialization::test_non_streaming_uses_safe_serialization": IN_PLACE,
     f"{APP}TestSerializationConsistency::test_complex_nested_objects": IN_PLACE,
     f"{APP}TestWorkerLoopInvocation::test_sync_streaming_still_works_via_http": SEPARATORS,
