@@ -18,7 +18,7 @@ class Gathered:
         transport: Its transport.
     """
 
-    __slots__ = ("_cycle", "_parts", "_transport", "write", "writelines")
+    __slots__ = ("_cycle", "_parts", "_transport", "is_closing", "write", "writelines")
 
     def __init__(self, cycle: Any, transport: Any) -> None:
         self._cycle = cycle
@@ -26,6 +26,7 @@ class Gathered:
         self._parts: list[bytes] = []
         self.write = self._parts.append
         self.writelines = self._parts.extend
+        self.is_closing = transport.is_closing
         cycle.transport = self
 
     def pass_on(self) -> None:

@@ -1,5 +1,6 @@
 """Connections that end under an answer: what is sent to them is dropped, and is no error of the service's."""
 
+from collections.abc import Awaitable
 from typing import Any
 
 from litestar.types import Message, Send
@@ -27,15 +28,15 @@ class ClientSend:
         self.lost = False
         """Whether something was dropped."""
 
-    async def __call__(self, message: Message) -> None:
-        """Send a message, or drop it."""
+    def __call__(self, message: Message) -> Awaitable[None]:
+        """Send a message, or drop it; what is returned is to be awaited at once."""
         cycle = self._cycle
         if cycle.disconnected:
             self.lost = True
         elif cycle.transport.is_closing() and not cycle.response_complete:
             self.lost = cycle.disconnected = True
             cycle.message_event.set()
-        await self.server_send(message)
+        return self.server_send(message)  # and not awaited here: a coroutine more for each message
 
 
 def client_send(send: Send) -> Send:
