@@ -3,6 +3,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import loggers
+
 
 @pytest.fixture(autouse=True, scope="session")
 def settings_are_the_defaults() -> Iterator[None]:
@@ -10,4 +12,11 @@ def settings_are_the_defaults() -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith("AGENTCORE_"):
                 patch.delenv(name)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what the apps of a module, which this process serves, do to its loggers."""
+    with loggers.restored():
         yield

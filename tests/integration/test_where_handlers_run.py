@@ -414,6 +414,7 @@ def wakeups_in(server: ServerProcess, seconds: float) -> int:
     return wakeups(server) - before
 
 
+@pytest.mark.serial
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are looked at in /proc")
 def test_an_idle_websocket_wakes_nobody_up() -> None:
     with serving("socket_that_is_idle") as server:

@@ -16,6 +16,8 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util._once import Once
 
+from tests import loggers
+
 REQUEST_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Request-Id"
 SESSION_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
 
@@ -25,25 +27,8 @@ Client = TestClient[BedrockAgentCoreApp]
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """Undo what a test, or an app that it makes, does to the loggers of this process."""
-    root = logging.getLogger()
-    before = {
-        logger: (
-            logger.__class__,
-            logger.level,
-            logger.propagate,
-            logger.disabled,
-            logger.handlers[:],
-            logger.filters[:],
-        )
-        for logger in loggers_of(root)
-    }
-    disabled = root.manager.disable
-    yield
-    root.manager.disable = disabled
-    for logger in loggers_of(root):
-        state = before.get(logger, (logging.Logger, logging.NOTSET, True, False, [], []))
-        logger.__class__, level, logger.propagate, logger.disabled, logger.handlers[:], logger.filters[:] = state
-        logger.setLevel(level)
+    with loggers.restored():
+        yield
 
 
 @pytest.fixture
@@ -52,7 +37,7 @@ def fresh_logging() -> Iterator[None]:
     root = logging.getLogger()
     root.handlers.clear()
     root.setLevel(logging.WARNING)
-    for logger in loggers_of(root)[1:]:
+    for logger in loggers.loggers_of(root)[1:]:
         if logger.name.startswith(("agentcore_telemetry", "litestar_agentcore", "uvicorn")):
             logger.handlers.clear()
             logger.filters.clear()
@@ -80,11 +65,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
         root = logging.getLogger()
         root.handlers[:] = [each for each in root.handlers if type(each).__module__ != "_pytest.logging"]
     return (yield)
-
-
-def loggers_of(root: logging.Logger) -> list[logging.Logger]:
-    named = root.manager.loggerDict.values()
-    return [root, *(logger for logger in named if isinstance(logger, logging.Logger))]
 
 
 @pytest.fixture
