@@ -22,6 +22,13 @@ SecondsOrOff = Annotated[float, msgspec.Meta(ge=0)]
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
+RUNTIME_ARN = (
+    r"^(?P<runtime>arn:aws[a-z-]*:bedrock-agentcore:[a-z0-9-]+:(?P<account>[0-9]{12}):runtime/(?P<id>[a-zA-Z0-9_-]+))"
+    r"(?:/runtime-endpoint/[a-zA-Z0-9_-]+)?\Z"
+)
+"""The ARN of an agent runtime, or of an endpoint of it."""
+
+
 class SettingsError(ValueError):
     """An ``AGENTCORE_*`` variable holds a value that makes no sense. The message names the variable."""
 
@@ -126,6 +133,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     agent_name: str = ""
     """What the agent is called in telemetry; its entrypoint's name by default. The variable is ``AGENT_NAME``."""
+
+    runtime_arn: Annotated[str, msgspec.Meta(pattern=RUNTIME_ARN)] = ""
+    """The ARN that ``/runtimes/{arn}/...`` is served for; unset for any."""
 
     log_format: Literal["auto", "json", "text", "none"] = "auto"
     """The form of log lines: ``json``, ``text``, by default ``text`` at a terminal alone; ``none`` sets up none."""
