@@ -49,6 +49,7 @@ def npm_client() -> Path:
     stamp = directory / ".installed"
     wanted = (CLIENTS / "package-lock.json").read_text()
     directory.mkdir(exist_ok=True)
+    (directory / ".gitignore").write_text("*\n")
     for file in files:
         shutil.copy(CLIENTS / file, directory)
     if not stamp.exists() or stamp.read_text() != wanted:
