@@ -2,6 +2,7 @@
 # make test   lint, types, unit, integration       make clean   remove what make made
 # make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Helm
 # make bench  the benchmarks against the peers; needs wrk and Node.js
+# make clients  AWS's clients for Python, JavaScript, Go and Java; needs Node.js with npm, Go, and a JDK with Maven
 # make reliability  overload, faults, ends and a long load, ours and the official SDK; an hour
 
 PORT ?= 8080
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e bench reliability fuzz audit dashboards lock clean
+.PHONY: run test lint types e2e bench clients reliability fuzz audit dashboards lock clean
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -38,13 +39,17 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# Needs prometheus, promtool, nginx, haproxy, bwrap and wrk on the PATH; makes environments of its own for the peers and the tracing backend.
+# Needs prometheus, promtool, nginx, haproxy, bwrap, wrk, node and npm on the PATH; makes environments of its own for the peers and the tracing backend.
 e2e: $(VENV)/.installed-e2e
 	$(BIN)/python -m pytest tests/e2e
 
 $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/e2e.txt
 	@touch $@
+
+# What e2e does with AWS's clients, and the same with those of Go and Java.
+clients: $(VENV)/.installed-e2e
+	AWS_CLIENTS="boto3 npm go java" $(BIN)/python -m pytest tests/e2e/test_aws_clients.py
 
 # A quarter of an hour: every candidate, load and number of connections, five rounds each.
 bench: $(INSTALLED)
@@ -112,4 +117,4 @@ lock:
 		--output-file requirements/build.txt -
 
 clean:
-	rm -rf .venv .venv-* .npm-peer .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-* .npm-peer .npm-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

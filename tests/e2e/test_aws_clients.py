@@ -1,5 +1,9 @@
-"""AWS's own clients, with nothing changed but where they call: boto3, the official SDK's client, and npm's."""
+"""AWS's own clients, with nothing changed but where they call: boto3, the official SDK's client, and npm's.
 
+``make clients`` runs those for Go and Java too, which need tools that ``make e2e`` does not have.
+"""
+
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,14 +35,30 @@ def npm(variables: dict[str, str]) -> Any:
     return seen_by([tool("node"), npm_client() / "client.mjs"], variables)
 
 
-@pytest.fixture(params=["boto3", "npm"])
+@pytest.fixture(scope="module")
+def go(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    program = tmp_path_factory.mktemp("go") / "client"
+    run(tool("go"), "build", "-o", program, ".", cwd=CLIENTS / "go")
+    return seen_by([program], variables)
+
+
+@pytest.fixture(scope="module")
+def java(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    project = tmp_path_factory.mktemp("java") / "client"
+    shutil.copytree(CLIENTS / "java", project)
+    run(tool("mvn"), "--quiet", "compile", "dependency:copy-dependencies", cwd=project)
+    classes = f"{project}/target/classes:{project}/target/dependency/*"
+    return seen_by([tool("java"), "-classpath", classes, "Client"], variables)
+
+
+@pytest.fixture(params=os.environ.get("AWS_CLIENTS", "boto3 npm").split())
 def seen(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
 def tool(name: str) -> str:
     path = shutil.which(name)
-    assert path is not None, f"{name} is not on the PATH: install Node.js 18 or newer, with npm"
+    assert path is not None, f"{name} is needed, and is not on the PATH"
     return path
 
 
@@ -58,7 +78,7 @@ def npm_client() -> Path:
     return directory
 
 
-# Either client
+# Each client
 
 
 def test_an_invocation_is_answered_with_the_ids_that_went_in(seen: Any) -> None:
@@ -103,7 +123,6 @@ def test_a_session_is_stopped_while_it_streams(seen: Any) -> None:
         ("not found", "ResourceNotFoundException", "No runtime"),
         ("runtime", "RuntimeClientError", "Received error (500) from runtime: the agent is broken"),
         ("card", "ResourceNotFoundException", "not served"),
-        ("command", "ResourceNotFoundException", "not served"),
         ("denied", "AccessDeniedException", "Unauthorized"),
         ("unauthorized", "UnauthorizedException", "Unauthorized"),
         ("internal", "InternalServerException", "No entrypoint"),
@@ -116,6 +135,14 @@ def test_each_error_is_the_clients_own_exception(seen: Any, what: str, name: str
 
     assert raised == name
     assert message in text
+
+
+def test_a_command_is_not_found(boto3: Any, npm: Any) -> None:
+    """Which the newest Java client of today has no method for."""
+    for seen in (boto3, npm):
+        raised, text = seen["errors"]["command"]
+        assert raised == "ResourceNotFoundException"
+        assert "not served" in text
 
 
 def test_a_validation_exception_says_why_and_where(seen: Any) -> None:
