@@ -11,6 +11,7 @@ from typing import Any
 import rich_click as click
 
 _COMMANDS: dict[str, str] = {
+    "doctor": "litestar_agentcore.cli.doctor:doctor",
     "run": "litestar_agentcore.cli.run:run",
 }
 """Where each command is: ``module:name``."""
