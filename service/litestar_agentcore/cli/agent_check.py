@@ -1,6 +1,7 @@
 """Whether an agent's file can be imported, how its handlers will run, and who has set up logging and authentication."""
 
 import builtins
+import inspect
 import logging
 import os
 import sys
@@ -18,7 +19,7 @@ from litestar_agentcore.app import BedrockAgentCoreApp
 from litestar_agentcore.cli.agent_file import CALL_RUN_GUARDED, AgentFile, ImportFailed, load, plugin_of
 from litestar_agentcore.cli.findings import Finding
 from litestar_agentcore.plugin import AgentCorePlugin
-from litestar_agentcore.runtime.handler import Handler, HandlerKind, name_of
+from litestar_agentcore.runtime.handler import Handler, name_of
 
 if TYPE_CHECKING:
     from litestar import Litestar
@@ -194,7 +195,8 @@ def _signature(handler: Handler) -> str:
     name = getattr(kind, "__name__", str(kind))
     payload = "any JSON" if handler.decode is None else f"payload validated as {name}"
     context = "with the context" if handler.context is not None else "without the context"
-    streams = handler.kind in (HandlerKind.ASYNC_GENERATOR, HandlerKind.PLAIN_GENERATOR)
+    called = [handler.function, getattr(handler.function, "__call__", None)]  # noqa: B004 - the method of an object
+    streams = any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in called)
     return f"{payload}; {context}; {'streams' if streams else 'answers once, or streams where it returns a generator'}"
 
 

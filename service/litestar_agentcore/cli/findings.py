@@ -74,10 +74,10 @@ class Report(msgspec.Struct, frozen=True):
         shown = [setting for setting in self.settings if with_defaults or setting.source == "environment"]
         if shown:
             console.print()
-            variables = Table.grid(padding=(0, 2, 0, 0))
+            width = max(len(setting.variable) for setting in shown)
             for setting in shown:
-                variables.add_row(setting.variable, Text(setting.value, overflow="fold"), Text(setting.source, "dim"))
-            console.print(variables)
+                line = Text.assemble(f"{setting.variable:<{width}}  {setting.value}", (f"  {setting.source}", "dim"))
+                console.print(line, soft_wrap=True)  # else a name would be cut where the terminal is narrow
         counts = {level: sum(finding.level == level for finding in self.checks) for level in ("failure", "warning")}
         parts = [f"{count} {level}{'s' if count > 1 else ''}" for level, count in counts.items() if count]
         console.print()

@@ -27,6 +27,9 @@ _REASONS = (
 )
 """What the exporters' lines on a failure mean, where they are not clear to read."""
 
+_RETRY_SECONDS = 3.0
+"""Within less time the exporters do not try again, and then they do not say why the first try failed either."""
+
 SPAN = "litestar-agent doctor"
 
 _NOT_TAKEN = (
@@ -72,7 +75,7 @@ def _through_exporter(name: str, settings: TraceSettings, service_name: str, lim
         try:
             make = provider_module.exporter_class(name, settings)
             takes_timeout = "timeout" in inspect.signature(make).parameters
-            exporter = make(timeout=limit) if takes_timeout else make()
+            exporter = make(timeout=max(limit, _RETRY_SECONDS)) if takes_timeout else make()
             span = _span(settings, service_name)
         except Exception as error:  # others' code
             return Finding("failure", subject, without_credentials(f"{type(error).__name__}: {error}"))
