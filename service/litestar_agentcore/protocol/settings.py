@@ -192,13 +192,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         environment = os.environ if environment is None else environment
         values: dict[str, object] = {}
         for field in msgspec.structs.fields(cls):
-            variable = _VARIABLES.get(field.name, PREFIX + field.name.upper())
+            variable = variable_of(field.name)
             if text := environment.get(variable, "").strip():
                 try:
                     values[field.name] = _parse(text, field.type)
                 except (msgspec.ValidationError, ValueError) as error:
                     raise SettingsError(f"{variable}={environment[variable]!r} makes no sense: {error}") from None
         return cls(**values)  # type: ignore[arg-type]
+
+
+def variable_of(field: str) -> str:
+    """The variable of a setting.
+
+    Args:
+        field: The name of a field of :class:`Settings`.
+    """
+    return _VARIABLES.get(field, PREFIX + field.upper())
 
 
 def _parse(text: str, kind: Any) -> object:

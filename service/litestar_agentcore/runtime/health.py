@@ -92,6 +92,11 @@ class Health:
         self._probe_thread: int | None = None
         self._complaint: str | None = None
 
+    @property
+    def function(self) -> PingFunction | None:
+        """The author's function, where there is one."""
+        return self._function
+
     def register(self, function: PingFunction) -> None:
         """Ask a function of the author's for the status from now on.
 
