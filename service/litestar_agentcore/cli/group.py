@@ -8,7 +8,14 @@ from typing import Any
 
 import rich_click as click
 
-_COMMANDS: dict[str, str] = {}
+_COMMANDS: dict[str, str] = {
+    "chat": "litestar_agentcore.cli.chat:chat",
+    "invoke": "litestar_agentcore.cli.invoke:invoke",
+    "ping": "litestar_agentcore.cli.ping:ping",
+    "sessions": "litestar_agentcore.cli.sessions:sessions",
+    "stop": "litestar_agentcore.cli.stop:stop",
+    "tasks": "litestar_agentcore.cli.tasks:tasks",
+}
 """Where each command is: ``module:name``."""
 
 
