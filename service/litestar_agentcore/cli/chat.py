@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +22,7 @@ from litestar_agentcore.cli.invocation import (
     perform,
     prepare,
 )
-from litestar_agentcore.cli.terminal import Output, say
+from litestar_agentcore.cli.terminal import Output, duration, say
 
 _PROMPT = "> "
 _MOST_LINES = 1000
@@ -120,6 +121,8 @@ class _Conversation:
                     self._say(line.removeprefix("/") if line.startswith("//") else line)
                 except CallError as error:
                     error.show()
+                except KeyboardInterrupt:
+                    say("Ended by Ctrl-C", style="dim")
             if self._ended:
                 break
 
@@ -165,12 +168,9 @@ class _Conversation:
         invocation = prepare(self._connection, body, self._session)
         try:
             perform(self._connection, invocation, self._output, Form.TEXT, self._every_event)
-        except KeyboardInterrupt:
-            if not self._output.is_terminal or not sys.stdin.isatty():
-                raise
-            self._note(f"Ended by Ctrl-C, {invocation.timing()}")
-        else:
-            self._note(_footer(invocation))
+        finally:
+            if invocation.status:
+                self._note(_footer(invocation))
 
     def _note(self, text: str) -> None:
         if not self._quiet:
@@ -178,7 +178,10 @@ class _Conversation:
 
 
 def _footer(invocation: Invocation) -> str:
-    footer = f"{invocation.timing()}, trace {invocation.trace_id}"
+    footer = duration(monotonic() - invocation.started)
+    if invocation.events is not None and invocation.first is not None:
+        footer += f", the first event after {duration(invocation.first)}"
+    footer += f", trace {invocation.trace_id}"
     if invocation.withheld:
         footer += f"\n{invocation.withheld} of the events had no text; --events prints them"
     return footer
