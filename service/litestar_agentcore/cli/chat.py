@@ -111,6 +111,7 @@ class _Conversation:
         self._quiet = quiet
         self._session = session
         self._output = Output()
+        self._ended = False
 
     def at_terminal(self, keyboard: "_Keyboard") -> None:
         self._note(f"Session {self._session} at {self._connection.shown_url}")
@@ -137,8 +138,6 @@ class _Conversation:
                 self._say(line.removeprefix("/") if line.startswith("//") else line)
             if self._ended:
                 break
-
-    _ended = False
 
     def _command(self, line: str) -> bool:
         """Do what a line asks for that is a command and no message."""

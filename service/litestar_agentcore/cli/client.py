@@ -17,7 +17,7 @@ import httpx
 import msgspec
 import rich_click as click
 
-from litestar_agentcore.cli.terminal import discard_standard_output, printable, say
+from litestar_agentcore.cli.terminal import discard_standard_output, open_standard_output, printable, say
 from litestar_agentcore.version import __version__
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -156,7 +156,7 @@ class Connection(msgspec.Struct, frozen=True):
                 raise CallError(f"{text}: the connection was closed before its end.", ExitCode.CUT_OFF) from None
             if "disconnected" in str(error):
                 raise CallError(
-                    f"{self.shown_url} closed the connection without an answer.", ExitCode.CUT_OFF
+                    f"{self.shown_url} closed the connection without an answer in HTTP.", ExitCode.CUT_OFF
                 ) from None
             raise CallError(
                 f"What listens at {self.shown_url} does not speak HTTP: {error}.", ExitCode.NO_AGENT
@@ -238,6 +238,7 @@ def _beginning(response: httpx.Response) -> bytes:
 @contextmanager
 def errors_as_exit_codes() -> Iterator[None]:
     """End the command with a sentence and an exit code, and without a traceback, whatever stops it."""
+    open_standard_output()
     try:
         yield
         sys.stdout.flush()
@@ -250,6 +251,10 @@ def errors_as_exit_codes() -> Iterator[None]:
     except BrokenPipeError:
         discard_standard_output()
         sys.exit(ExitCode.BROKEN_PIPE)
+    except OSError as error:  # the network's are a CallError by now
+        discard_standard_output()
+        say(f"Error: The output cannot be written: {error.strerror or error}.", style="red")
+        sys.exit(ExitCode.FAILED)
 
 
 def connection_options(timeout: float) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -19,6 +19,12 @@ _TOKEN_KEYS = ("data", "token", "text", "content", "chunk", "delta")
 _ANSWER_KEYS = ("answer", "result", "response", "output", "text", "content", "completion", "message")
 """Where a whole answer that is an object has its text."""
 
+_NOT_THE_ANSWER = re.compile(
+    r"tool|_call|function|argument|reasoning|thinking|audio\.delta|[._-](done|end|completed)$", re.IGNORECASE
+)
+"""The ``type`` of events whose text is no piece of the answer: what a tool is called with, what the model thinks, and
+the whole once more at its end, as OpenAI's ``response.output_text.done`` has it."""
+
 _DEEPEST = 4
 
 
@@ -131,6 +137,8 @@ def event_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):
+        return None
+    if isinstance(kind := value.get("type"), str) and _NOT_THE_ANSWER.search(kind):
         return None
     for key in _TOKEN_KEYS:
         if isinstance(text := value.get(key), str):

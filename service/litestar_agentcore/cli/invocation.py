@@ -11,13 +11,12 @@ from typing import Any
 import httpx
 import msgspec
 import rich_click as click
-from rich.console import Console
 from rich.highlighter import JSONHighlighter
 from rich.text import Text
 
 from litestar_agentcore.cli.client import CallError, Connection, ExitCode, refused
 from litestar_agentcore.cli.events import NOT_JSON, EventStreamParser, answer_text, error_of, event_text, value_of
-from litestar_agentcore.cli.terminal import Output, duration, printable, say
+from litestar_agentcore.cli.terminal import Output, PlainConsole, duration, printable, say
 from litestar_agentcore.protocol.context import VISIBLE_ASCII
 from litestar_agentcore.protocol.headers import SESSION_ID
 
@@ -240,7 +239,7 @@ def _print_indented(body: bytes, output: Output) -> None:
     if len(text) > _LONGEST_HIGHLIGHTED:
         output.line(text)
     else:
-        Console().print(JSONHighlighter()(Text(printable(text))), soft_wrap=True)
+        PlainConsole().print(JSONHighlighter()(Text(printable(text))), soft_wrap=True)
 
 
 def _print_events(

@@ -6,12 +6,11 @@ from typing import Any
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from litestar_agentcore.cli.client import CallError, Connection, ExitCode, refused
-from litestar_agentcore.cli.terminal import printable, say
+from litestar_agentcore.cli.terminal import PlainConsole, printable, say
 
 _NOT_SERVED = (404, 405)
 _WIDE = 250
@@ -134,7 +133,7 @@ def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console()
+    console = PlainConsole()
     if not console.is_terminal:
         console.width = _WIDE
     console.print(table)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -23,6 +24,14 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda control: f"\\u{ord(control[0]):04x}", text.replace("\r\n", "\n"))
 
 
+class PlainConsole(Console):
+    """A console that lets the command decide what a closed pipe means: rich's own ends the process with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error through, of which this is told while it is handled."""
+        raise
+
+
 def say(text: str, style: str = "") -> None:
     """Write a line to standard error.
 
@@ -31,7 +40,7 @@ def say(text: str, style: str = "") -> None:
         style: A style of rich's.
     """
     with contextlib.suppress(OSError):  # whoever read it has left, which is no reason to end
-        Console(stderr=True).print(Text(printable(text), style=style), soft_wrap=True)
+        PlainConsole(stderr=True).print(Text(printable(text), style=style), soft_wrap=True)
 
 
 class Output:
@@ -62,6 +71,7 @@ class Output:
 
         Raises:
             BrokenPipeError: Nobody reads them any more.
+            OSError: They cannot be written, since the disk is full, say.
         """
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -81,8 +91,14 @@ class Output:
             self.write("\n")
 
 
+def open_standard_output() -> None:
+    """Write to nowhere where the command was started with its standard output closed, as in ``>&-``."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process
+
+
 def discard_standard_output() -> None:
-    """Lose what is still to be written, since nobody reads it, lest the interpreter complains of it at its end."""
+    """Lose what is still to be written and cannot be, lest the interpreter complains of it at its end."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
