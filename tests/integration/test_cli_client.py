@@ -49,10 +49,20 @@ class Ended:
         return self.out.decode()
 
 
+def patient(arguments: tuple[str, ...]) -> list[str]:
+    """Have a command wait for an answer as long as a machine may take that does much else."""
+    name, *rest = arguments
+    return [name, *rest] if "--timeout" in rest else [name, "--timeout", f"{LONGEST:g}", *rest]
+
+
 def command(url: str, *arguments: str, stdin: bytes = b"", **variables: str) -> Ended:
     """Run a command to its end in this process, which takes a fiftieth of the time that a process of its own does."""
     result = CliRunner().invoke(
-        agent_group, arguments, input=stdin, env={"AGENTCORE_URL": url, **variables}, prog_name="litestar-agent"
+        agent_group,
+        patient(arguments),
+        input=stdin,
+        env={"AGENTCORE_URL": url, **variables},
+        prog_name="litestar-agent",
     )
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return Ended(result.exit_code, result.stdout_bytes, result.stderr)
@@ -65,7 +75,7 @@ def environment(url: str, **variables: str) -> dict[str, str]:
 def process_of(url: str, *arguments: str, stdin: bytes = b"", stdout: int = subprocess.PIPE) -> Ended:
     """Run a command to its end in a process of its own."""
     done = subprocess.run(
-        [COMMAND, *arguments],
+        [COMMAND, *patient(arguments)],
         env=environment(url),
         input=stdin,
         stdout=stdout,
@@ -83,7 +93,7 @@ def process_of(url: str, *arguments: str, stdin: bytes = b"", stdout: int = subp
 def started(url: str, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Start a command, which does not outlive the test."""
     process = subprocess.Popen(
-        [COMMAND, *arguments],
+        [COMMAND, *patient(arguments)],
         env=environment(url),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -355,6 +365,17 @@ def test_a_reader_that_leaves_ends_the_command_quietly(agent: Server) -> None:
     assert process.returncode == 141
 
 
+def test_a_reader_of_a_table_that_leaves_ends_the_command_quietly() -> None:
+    unread, out = os.pipe()
+    os.close(unread)
+    try:
+        with faked(by_path(state=answered(STATE))) as fake:
+            ended = process_of(fake.url, "tasks", stdout=out)
+    finally:
+        os.close(out)
+    assert (ended.code, ended.err) == (141, "")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 @pytest.mark.parametrize("arguments", [("invoke", "text"), ("tasks", "--json")])
 def test_output_that_cannot_be_written_is_a_failure(arguments: tuple[str, ...], agent: Server) -> None:
@@ -374,6 +395,25 @@ def test_a_closed_standard_output_is_as_good_as_none(agent: Server) -> None:
         check=False,
     )
     assert (process.returncode, process.stderr) == (0, b"")
+
+
+def test_whoever_reads_what_is_said_of_an_answer_may_leave_without_the_answer_being_lost(agent: Server) -> None:
+    unread, said = os.pipe()
+    os.close(unread)
+    try:
+        process = subprocess.run(
+            [COMMAND, "invoke", "numbers"],
+            env=environment(agent.url),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            timeout=LONGEST,
+            check=False,
+        )
+    finally:
+        os.close(said)
+    assert process.returncode == 0
+    assert [json.loads(line) for line in process.stdout.splitlines()] == [{"number": 1}, {"number": 2}]
 
 
 @pytest.mark.parametrize(
@@ -567,6 +607,21 @@ def test_the_first_line_from_a_pipe_that_fails_ends_the_conversation(agent: Serv
     ended = command(agent.url, "chat", "--quiet", stdin=b"say one\nfail\nsay two\n")
     assert (ended.code, ended.text) == (5, "one \n")
     assert "it broke" in ended.err
+
+
+def test_a_chat_prints_the_text_alone_unless_all_events_are_asked_for() -> None:
+    events = (
+        {"type": "response.output_text.delta", "delta": "hel"},
+        {"type": "response.output_text.delta", "delta": "lo"},
+        {"type": "response.output_text.done", "text": "hello"},
+    )
+    stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events).encode()
+    with faked(by_path(invocations=answered(stream, kind="text/event-stream"))) as fake:
+        ended = command(fake.url, "chat", stdin=b"hi\n")
+        everything = command(fake.url, "chat", "--events", stdin=b"hi\n")
+    assert (ended.code, ended.text) == (0, "hello\n")
+    assert "1 of the events had no text" in ended.err
+    assert [json.loads(line) for line in everything.text.splitlines()] == list(events)
 
 
 def test_a_template_says_where_the_message_goes(agent: Server) -> None:
