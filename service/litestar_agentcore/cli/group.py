@@ -11,8 +11,14 @@ from typing import Any
 import rich_click as click
 
 _COMMANDS: dict[str, str] = {
+    "chat": "litestar_agentcore.cli.chat:chat",
     "doctor": "litestar_agentcore.cli.doctor:doctor",
+    "invoke": "litestar_agentcore.cli.invoke:invoke",
+    "ping": "litestar_agentcore.cli.ping:ping",
     "run": "litestar_agentcore.cli.run:run",
+    "sessions": "litestar_agentcore.cli.sessions:sessions",
+    "stop": "litestar_agentcore.cli.stop:stop",
+    "tasks": "litestar_agentcore.cli.tasks:tasks",
 }
 """Where each command is: ``module:name``."""
 
