@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import WebSocket
+from litestar import Litestar, WebSocket, asgi
 from litestar.exceptions import HTTPException
 from litestar_agentcore import BedrockAgentCoreApp, RequestContext
 
@@ -93,3 +93,7 @@ async def converse(websocket: WebSocket[Any, Any, Any], context: RequestContext)
             await websocket.close(4000, "as you like")
             return
         await websocket.send_json({"echo": message, "session": context.session_id})
+
+
+mounted = Litestar(route_handlers=[asgi("/agents/one", is_mount=True, copy_scope=True)(app)], logging_config=None)
+"""The same below a prefix."""

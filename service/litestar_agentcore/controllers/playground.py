@@ -20,7 +20,7 @@ from litestar_agentcore.runtime.sessions import Session
 RUNTIME_ARN = "arn:aws:bedrock-agentcore:local:000000000000:runtime/local"
 """What the page calls the agent on ``/runtimes/{arn}/...``, where no ARN is set."""
 
-_HTML = "text/html; charset=utf-8"
+_HTML = "text/html"
 _NO_STORE = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 

@@ -246,6 +246,7 @@ function send() {
   show(call);
   setRunning(true);
   announce("Sent");
+  if ($("response").getBoundingClientRect().top > innerHeight - 120) $("response").scrollIntoView();
   call.run().then(() => {
     current = null;
     setRunning(false);
