@@ -1,6 +1,6 @@
 """Photographs a playground: light on a desk, and dark on a phone. Run in the environment that has Playwright.
 
-Usage: ``python playground_camera.py URL FILE``
+Usage: ``python -m tests.e2e.playground_camera URL FILE``
 """
 
 import base64
@@ -11,7 +11,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from playground_checks import FLAGS  # isort: skip
+from tests.e2e.playground_checks import FLAGS
 
 WIDTH, HEIGHT, PHONE = 1280, 800, (390, 844)
 
@@ -32,7 +32,7 @@ def photograph(browser: Browser, url: str, scheme: Any, size: tuple[int, int]) -
     expect(page.locator("#status")).to_have_text("200 OK", timeout=30_000)
     page.wait_for_timeout(1_600)  # for the state to be asked for once more
     page.evaluate("scrollTo(0, innerWidth < 800 ? document.getElementById('response').offsetTop - 12 : 0)")
-    picture = page.screenshot()
+    picture: bytes = page.screenshot()
     context.close()
     return picture
 

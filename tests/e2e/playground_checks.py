@@ -272,7 +272,7 @@ def test_axe_finds_no_serious_fault(browser: Browser, scheme: Any, width: int) -
     axe = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True)
     page = opened(context)
-    faults = []
+    faults: list[tuple[str, str, str]] = []
 
     def look(what: str) -> None:
         page.evaluate(f"{axe}; 0")

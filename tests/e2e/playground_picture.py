@@ -4,22 +4,26 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from tests.e2e.environments import environment
 from tests.e2e.runtimes import ROOT
 from tests.e2e.served import served
 
 PICTURE = ROOT / "docs" / "images" / "playground.png"
-CAMERA = Path(__file__).with_name("playground_camera.py")
 
 
 def main() -> None:
     """Serve the agent of the tests and have the camera look at its playground."""
     chromium = shutil.which("chromium") or sys.exit("chromium is not on the PATH")
     with served("tests.e2e.playground_agent:app", AGENTCORE_PLAYGROUND="true") as server:
-        command = [environment("browser") / "python", CAMERA, server.url, PICTURE]
-        subprocess.run(command, check=True, env=os.environ | {"PLAYGROUND_CHROMIUM": chromium})
+        command = [
+            str(environment("browser") / "python"),
+            "-m",
+            "tests.e2e.playground_camera",
+            server.url,
+            str(PICTURE),
+        ]
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"PLAYGROUND_CHROMIUM": chromium})
 
 
 if __name__ == "__main__":
