@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e bench clients reliability fuzz audit dashboards lock clean
+.PHONY: run test lint types e2e bench clients reliability fuzz audit pictures dashboards lock clean
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -39,7 +39,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# Needs prometheus, promtool, nginx, haproxy, bwrap, wrk, node and npm on the PATH; makes environments of its own for the peers and the tracing backend.
+# Needs prometheus, promtool, nginx, haproxy, bwrap, wrk, chromium, node and npm on the PATH; makes environments of its own for the peers and the tracing backend.
 e2e: $(VENV)/.installed-e2e
 	$(BIN)/python -m pytest tests/e2e
 
@@ -78,6 +78,10 @@ ONLY ?= all
 reliability: $(VENV)/.installed-e2e
 	$(BIN)/python -m tests.reliability $(ONLY)
 
+# Takes the picture of the playground in docs/images anew; needs chromium on the PATH, and looks best with the fonts Inter and JetBrains Mono.
+pictures: $(INSTALLED)
+	$(BIN)/python -m tests.e2e.playground_picture
+
 # Writes the dashboards and alert rules for Grafana, Prometheus and the chart.
 dashboards: $(VENV)/.installed-e2e
 	$(BIN)/python -m grafana.generate
@@ -104,6 +108,9 @@ lock:
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/oidc.in --output-file tests/e2e/requirements-oidc.txt
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		tests/e2e/browser.in --output-file tests/e2e/requirements-browser.txt
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/fuzz/coverage.in --output-file tests/fuzz/requirements-coverage.txt

@@ -55,6 +55,7 @@ VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_AUTH_METRICS", False, "true", True, ["maybe", "2"]),
     ("AGENTCORE_AUTH_SCHEMA", False, "1", True, ["maybe"]),
     ("AGENTCORE_EXPOSE_ERRORS", True, "False", False, ["never", "-1"]),
+    ("AGENTCORE_PLAYGROUND", False, "true", True, ["maybe", "2"]),
 ]
 WORDS = [
     (variable, word)

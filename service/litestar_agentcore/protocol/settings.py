@@ -171,6 +171,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     auth_schema: bool = False
     """Whether ``/schema`` is for authenticated callers alone."""
 
+    playground: bool = False
+    """Whether ``/playground`` is there: a page to try the agent on. It is in debug mode too."""
+
     expose_errors: bool = True
     """Whether a 500, and the last event of a stream that failed, tells what was raised, or the request's id alone."""
 

@@ -33,6 +33,10 @@ class StatusRecord(Protocol):
     def last_change(self) -> float:
         """When that changed, in seconds since the epoch."""
 
+    @property
+    def processes(self) -> int:
+        """How many processes have this status in common."""
+
     def force(self, status: PingStatus | None) -> None:
         """Set or clear the forced status."""
 
@@ -49,6 +53,8 @@ class StatusRecord(Protocol):
 
 class ProcessStatus:
     """The status of an agent that is served by this process alone."""
+
+    processes = 1
 
     def __init__(self) -> None:
         self.forced: PingStatus | None = None
