@@ -16,9 +16,7 @@ def reply_to(messages: Sequence[ChatMessage], **options: Any) -> ChatMessage:
     if last.role == "tool":
         return ChatMessage(last.content, role="assistant")
     if city := re.search(r"\bin (\w+)\W*$", last.content or ""):
-        call = ToolCallBlock(
-            tool_call_id=f"call-{len(messages)}", tool_name="weather", tool_kwargs={"city": city[1]}
-        )
+        call = ToolCallBlock(tool_call_id=f"call-{len(messages)}", tool_name="weather", tool_kwargs={"city": city[1]})
         return ChatMessage(role="assistant", blocks=[call])
     questions = sum(message.role == "user" for message in messages)
     return ChatMessage(f"You have asked {questions} questions. Ask me about the weather in a city.", role="assistant")

@@ -28,7 +28,9 @@ class ScriptedModel(Model):
         last = messages[-1]["content"][-1]
         yield {"messageStart": {"role": "assistant"}}
         if city := re.search(r"\bin (\w+)\W*$", last.get("text", "")):
-            yield {"contentBlockStart": {"start": {"toolUse": {"name": "weather", "toolUseId": f"use-{len(messages)}"}}}}
+            yield {
+                "contentBlockStart": {"start": {"toolUse": {"name": "weather", "toolUseId": f"use-{len(messages)}"}}}
+            }
             yield {"contentBlockDelta": {"delta": {"toolUse": {"input": json.dumps({"city": city[1]})}}}}
             stop_reason = "tool_use"
         else:
