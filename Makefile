@@ -102,9 +102,12 @@ lock:
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/benchmarks/peer-traced.in --output-file tests/benchmarks/requirements-peer-traced.txt
-	for name in adot moved otel; do .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	for name in adot otel; do .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/$$name.in pyproject.toml --output-file tests/e2e/requirements-$$name.txt || exit; done
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		tests/e2e/moved.in examples/*/requirements.txt pyproject.toml --output-file tests/e2e/requirements-moved.txt
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/oidc.in --output-file tests/e2e/requirements-oidc.txt
