@@ -1,4 +1,4 @@
-"""``helm`` for the pages: installs and upgrades as far as Helm's own engine does without a cluster, and has it checked."""
+"""``helm`` for the pages: renders what would be installed with Helm's own engine, and has it checked for a cluster."""
 
 import argparse
 import re
