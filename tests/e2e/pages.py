@@ -1,8 +1,8 @@
 """A page carried out as its reader would: its files saved, its commands typed, what it shows compared with what comes.
 
-A block ``console`` holds commands, each behind ``$ ``, and below each what it prints. ``...`` stands for anything there,
-and a time in seconds since the epoch for any other. A command without output must succeed. A block ``python`` whose
-first line is ``# name.py`` is a file. Commands that serve go on beside the others, as in a terminal of their own.
+A block ``console`` holds commands, each behind ``$ ``, and below each what it prints. ``...`` stands for anything
+there, and a time in seconds since the epoch for any other. A command without output must succeed. A block ``python``
+whose first line is ``# name.py`` is a file. Commands that serve go on beside the others, as in a terminal of their own.
 
 Everything happens inside bubblewrap: a network of its own, in which every port is free, processes that end with it, and
 a file system that is read-only but for one directory.
@@ -37,7 +37,11 @@ _SERVES = r"(\w+=\S+ )*(make run|\S*litestar .*\brun\b|uvicorn )"
 _PRELUDE = """\
 server=
 serve() {
-  if [[ $server ]]; then kill -KILL -- "-$server"; wait "$server"; fi 2>/dev/null
+  if [[ $server ]]; then
+    kill -KILL -- "-$server"
+    wait "$server"
+    while kill -0 -- "-$server"; do sleep 0.05; done  # its children, which have the port
+  fi 2>/dev/null
   setsid bash -c "$2" & server=$!
   for _ in {1..600}; do
     if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then return 0; fi
