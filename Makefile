@@ -80,7 +80,8 @@ dashboards: $(VENV)/.installed-e2e
 
 # The site, every warning an error: build/docs/index.html. Nothing is fetched but, once, the tools.
 docs: .venv-docs/.installed
-	.venv-docs/bin/sphinx-build --fail-on-warning --keep-going --quiet --conf-dir docs --doctree-dir build/doctrees . build/docs
+	.venv-docs/bin/sphinx-build --fresh-env --write-all --fail-on-warning --keep-going --quiet \
+		--conf-dir docs --doctree-dir build/doctrees . build/docs
 
 .venv-docs/.installed: requirements/docs.txt
 	$(PYTHON) -m venv --clear .venv-docs

@@ -28,8 +28,8 @@ settings are values, under `agent.settings` and `auth`.
 In Python, `AgentCorePlugin(settings=Settings(...))` takes the same settings by the names of the fields, which are
 those of the variables in lower case and without the prefix. It then reads no variable.
 
-| variable | default | accepted | what it is |
-| --- | --- | --- | --- |
+| variable | default | what it is, and which values it takes |
+| --- | --- | --- |
 """
 
 
@@ -45,7 +45,9 @@ def page() -> str:
 
 
 def _row(field: Any, docstring: str) -> str:
-    return f"| `{variable_of(field.name)}` | {_default(field.default)} | {_accepted(field.type)} | {docstring} |\n"
+    return (
+        f"| `{variable_of(field.name)}` | {_default(field.default)} | {docstring} *Values:* {_accepted(field.type)} |\n"
+    )
 
 
 def _docstrings(struct: type) -> dict[str, str]:
