@@ -3,6 +3,7 @@
 # make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Helm
 # make bench  the benchmarks against the peers; needs wrk and Node.js
 # make clients  AWS's clients for Python, JavaScript, Go and Java; needs Node.js with npm, Go, and a JDK with Maven
+# make docs   the documentation as a site, in build/docs
 # make reliability  overload, faults, ends and a long load, ours and the official SDK; an hour
 
 PORT ?= 8080
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e bench clients reliability fuzz audit pictures dashboards lock clean
+.PHONY: run test lint types e2e bench clients reliability fuzz audit pictures dashboards docs reference lock clean
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -34,7 +35,7 @@ test: lint types
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive service telemetry grafana app.py
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive service telemetry grafana docs app.py
 
 types: $(INSTALLED)
 	$(BIN)/mypy
@@ -86,6 +87,20 @@ pictures: $(INSTALLED)
 dashboards: $(VENV)/.installed-e2e
 	$(BIN)/python -m grafana.generate
 
+# The site, every warning an error: build/docs/index.html. Nothing is fetched but, once, the tools.
+docs: .venv-docs/.installed
+	.venv-docs/bin/sphinx-build --fresh-env --write-all --fail-on-warning --keep-going --quiet \
+		--conf-dir docs --doctree-dir build/doctrees . build/docs
+
+.venv-docs/.installed: requirements/docs.txt
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --requirement requirements/docs.txt
+	@touch $@
+
+# Writes docs/settings.md.
+reference: $(INSTALLED)
+	$(BIN)/python -m docs.settings_reference
+
 # Needs uv, which is put into an environment of its own. The files carry hashes and name no index.
 lock:
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
@@ -98,7 +113,9 @@ lock:
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/dev.txt \
 		--extra tests --extra e2e pyproject.toml --output-file requirements/e2e.txt
-
+	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/dev.txt \
+		--extra docs pyproject.toml --output-file requirements/docs.txt
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/benchmarks/peer-traced.in --output-file tests/benchmarks/requirements-peer-traced.txt

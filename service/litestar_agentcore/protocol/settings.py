@@ -58,10 +58,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     stall_seconds: PositiveSeconds = 0.1
-    """How long a handler may hold the agent's event loop before the log names it, in seconds."""
+    """How long a handler may hold the agent's event loop before that is counted and the log names it, in seconds."""
 
     sync_threads: PositiveInt = 64
-    """How many threads serve plain (not ``async``) handlers. Invocations beyond that wait for one."""
+    """How many threads serve plain handlers, and ``async`` ones without an ``await``. Further invocations wait."""
 
     parked_threads: PositiveInt = 1000
     """How many threads of plain generators may be parked, because their clients read slowly, beside ``sync_threads``.
@@ -98,7 +98,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     queue_size: Annotated[int, msgspec.Meta(ge=0)] = 100
-    """How many invocations may wait for a place; with 0 none does. One more is answered 429 at once."""
+    """How many invocations may wait for a place; with 0 none does. One more is answered 429, with ``Retry-After``."""
 
     queue_timeout_seconds: SecondsOrOff = 10.0
     """How long an invocation may wait for a place before it is answered 429; 0 for as long as it takes."""
@@ -138,7 +138,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The ARN that ``/runtimes/{arn}/...`` is served for; unset for any."""
 
     log_format: Literal["auto", "json", "text", "none"] = "auto"
-    """The form of log lines: ``json``, ``text``, by default ``text`` at a terminal alone; ``none`` sets up none."""
+    """The form of log lines: ``json``, or ``text`` for people.
+
+    ``auto`` is ``text`` at a terminal and ``json`` elsewhere; ``none`` sets up no logging.
+    """
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """The level from which on log lines are written, where the service sets up logging."""
@@ -205,10 +208,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def variable_of(field: str) -> str:
-    """The variable of a setting.
+    """The variable that a setting is read from.
 
     Args:
-        field: The name of a field of :class:`Settings`.
+        field: The name of its field in :class:`Settings`.
     """
     return _VARIABLES.get(field, PREFIX + field.upper())
 
