@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import msgspec
 
 from tests.benchmarks.candidates import Candidate
 from tests.benchmarks.environments import ROOT, base_environment
+from tests.ports import free_port as free_port
 
 START_SECONDS = 30.0
 SPAN_DELAY_MILLISECONDS = 1000
@@ -143,12 +143,6 @@ def start(
 def end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def wait_for_ping(port: int, process: "subprocess.Popen[bytes]", every: float = 0.01) -> None:

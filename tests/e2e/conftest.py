@@ -1,24 +1,14 @@
-"""The environment of the reference runtime, made where it is not there yet."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""The reference runtime, in an environment that is made where it is not there yet."""
 
 import pytest
 
-from tests.e2e.runtimes import HERE, OURS, ROOT, Runtime
-
-VENV = ROOT / ".venv-peer"
-REQUIREMENTS = HERE / "requirements-peer.txt"
+from tests.e2e.environments import environment
+from tests.e2e.runtimes import OURS, Runtime
 
 
 @pytest.fixture(scope="session")
 def reference() -> Runtime:
-    python = VENV / "bin" / "python"
-    if not (VENV / "bin" / "pip").exists():
-        run(Path(sys.executable), "-m", "venv", str(VENV))
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", str(REQUIREMENTS))
-    return Runtime("reference", python)
+    return Runtime("reference", environment("peer") / "python")
 
 
 @pytest.fixture(scope="session", params=["reference", "ours"])
@@ -27,9 +17,3 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
         return OURS
     reference: Runtime = request.getfixturevalue("reference")
     return reference
-
-
-def run(python: Path, *arguments: str) -> None:
-    done = subprocess.run([python, *arguments], capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        pytest.fail(f"The reference runtime cannot be installed: {' '.join(arguments)}\n{done.stdout}{done.stderr}")

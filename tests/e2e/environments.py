@@ -1,10 +1,14 @@
 """Environments of Python that tests need beside their own, made from locked requirements."""
 
+import fcntl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from uv import find_uv_bin
 
 from tests.e2e.runtimes import HERE, ROOT
 
@@ -22,24 +26,37 @@ def environment(name: str) -> Path:
     """
     directory, requirements = ROOT / f".venv-{name}", HERE / f"requirements-{name}.txt"
     stamp = directory / requirements.name
-    if not stamp.exists() or stamp.read_text() != requirements.read_text():
-        run(sys.executable, "-m", "venv", "--clear", directory)
-        run(
-            directory / "bin" / "python",
-            "-m",
-            "pip",
-            "install",
-            "--no-compile",
-            "--require-hashes",
-            "--requirement",
-            requirements,
-        )
-        stamp.write_text(requirements.read_text())
+    with _alone(requirements):
+        if not stamp.exists() or stamp.read_text() != requirements.read_text():
+            run(sys.executable, "-m", "venv", "--clear", "--without-pip", directory)
+            _install(directory / "bin" / "python", requirements)
+            stamp.write_text(requirements.read_text())
     return directory / "bin"
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> None:
     """Run a command to its end; one that fails fails the test."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=INSTALL_SECONDS)
+    done = _done(*command, cwd=cwd)
     if done.returncode:
         pytest.fail(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}", pytrace=False)
+
+
+def _install(python: Path, requirements: Path) -> None:
+    options: list[str | Path] = ["--requirement", requirements]
+    if "--hash=" in requirements.read_text():
+        options.append("--require-hashes")
+    if _done(find_uv_bin(), "pip", "install", "--python", python, *options).returncode:
+        # It reads no configuration of pip's, which may be what says where packages are to be had.
+        run(sys.executable, "-m", "pip", "--python", python, "install", "--no-compile", *options)
+
+
+def _done(*command: str | Path, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=INSTALL_SECONDS)
+
+
+@contextmanager
+def _alone(requirements: Path) -> Iterator[None]:
+    """Keep other workers of pytest-xdist from making the same environment meanwhile."""
+    with requirements.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,16 +12,12 @@ from typing import Any, Generic, TypeVar
 
 import httpx
 import msgspec
-import pytest
 
-from tests.e2e.runtimes import HERE, ROOT, free_ports
+from tests.e2e.environments import environment
+from tests.e2e.runtimes import free_ports
 
 T = TypeVar("T")
 
-VENV = ROOT / ".venv-phoenix"
-REQUIREMENTS = HERE / "requirements-phoenix.txt"
-
-INSTALL_SECONDS = 900.0
 START_SECONDS = 120.0
 PATIENCE = 20.0
 """Seconds after which what should have happened long ago counts as not happening."""
@@ -113,30 +108,14 @@ class Phoenix:
             time.sleep(0.1)
 
 
-def install() -> Path:
-    """Make the environment of Phoenix where it is not there yet; gives its directory of commands."""
-    stamp = VENV / REQUIREMENTS.name
-    if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
-        _run(sys.executable, "-m", "venv", "--clear", VENV)
-        _run(VENV / "bin" / "python", "-m", "pip", "install", "--quiet", "--requirement", REQUIREMENTS)
-        stamp.write_text(REQUIREMENTS.read_text())
-    return VENV / "bin"
-
-
-def _run(*command: str | Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    if done.returncode:
-        pytest.fail(f"Phoenix cannot be installed:\n{done.stdout}{done.stderr}", pytrace=False)
-
-
 @contextmanager
 def phoenix() -> Iterator[Phoenix]:
     """Run Phoenix until the test is through."""
-    commands = install()
+    commands = environment("phoenix")
     port, grpc_port = free_ports(2)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         log = Path(name, "phoenix.log")
-        environment = {
+        variables = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "PHOENIX_"))},
             "PHOENIX_HOST": "127.0.0.1",
             "PHOENIX_PORT": str(port),
@@ -148,7 +127,7 @@ def phoenix() -> Iterator[Phoenix]:
         }
         with log.open("w") as output:
             process = subprocess.Popen(
-                [commands / "phoenix", "serve"], cwd=name, env=environment, stdout=output, stderr=subprocess.STDOUT
+                [commands / "phoenix", "serve"], cwd=name, env=variables, stdout=output, stderr=subprocess.STDOUT
             )
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from tests.ports import free_ports as free_ports
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
@@ -79,17 +81,6 @@ class Runtime(msgspec.Struct, frozen=True):
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 OURS = Runtime("ours", Path(sys.executable))

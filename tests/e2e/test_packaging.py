@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.runtimes import HERE, ROOT
+from tests.e2e.environments import environment as environment_of
+from tests.e2e.runtimes import ROOT
 from tests.integration.server import free_port, run
 
 OURS = {"litestar_agentcore", "agentcore_telemetry"}
@@ -233,17 +234,7 @@ WRONG = "\nworking = work('soon')\ncounted: str = app.add_async_task('name')\n"
 
 @pytest.fixture(scope="module")
 def pyright() -> Path:
-    venv = ROOT / ".venv-pyright"
-    python = venv / "bin" / "python"
-    if not (venv / "bin" / "pip").exists():
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=120)
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run(
-        [str(part) for part in install] + ["--requirement", str(HERE / "requirements-pyright.txt")],
-        check=True,
-        timeout=300,
-    )
-    return venv / "bin" / "pyright"
+    return environment_of("pyright") / "pyright"
 
 
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])

@@ -19,6 +19,8 @@ import uvicorn
 from litestar import Litestar
 from litestar_agentcore import BedrockAgentCoreApp
 
+from tests.ports import free_port as free_port
+
 ROOT = Path(__file__).parents[2]
 
 PATIENCE = 10.0
@@ -131,12 +133,6 @@ def serve(app: Litestar) -> Iterator[Server]:
         server.should_exit = True
         thread.join(2 * PATIENCE)
         assert not thread.is_alive(), "the server did not end"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def litestar_run(module: str, port: int) -> list[str]:

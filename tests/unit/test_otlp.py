@@ -209,7 +209,7 @@ def test_kind_and_parentage_are_the_sdks(kind: SpanKind, parent: SpanContext | N
         {"resource": Resource({})},
         {"events": ()},
     ],
-    ids=str,
+    ids=["times of zero", "no times", "attributes", "no name of the scope", "no resource", "no events"],
 )
 def test_what_is_zero_or_empty_reads_as_the_sdks(fields: dict[str, Any]) -> None:
     span = span_with(**fields)
