@@ -186,8 +186,8 @@ def invocation_operation(agent: Agent) -> type[Operation]:
 
 _ARN = Schema(
     type=OpenAPIType.STRING,
-    pattern=r"^arn:aws:bedrock-agentcore:[a-z0-9-]{1,20}:[0-9]{12}:runtime/[a-zA-Z0-9_-]{1,48}$",
-    description="The ARN of the runtime, percent-encoded; or an agent's id, which needs an `accountId`",
+    pattern=r"^([a-zA-Z0-9_-]{1,256}|arn:aws[a-z-]*:bedrock-agentcore:[a-z0-9-]+:[0-9]{12}:runtime/[a-zA-Z0-9_-]+)$",
+    description="The ARN of the runtime, percent-encoded, or an agent's id",
 )
 _ACCOUNT_ID = Schema(type=OpenAPIType.STRING, pattern="^[0-9]{12}$")
 _SESSION_SCHEMA = Schema(type=OpenAPIType.STRING, min_length=33, max_length=256, pattern=r"^[\x21-\x7e]+$")
@@ -201,7 +201,7 @@ def _limited_headers() -> list[Parameter]:
         Parameter(
             name.decode(),
             "header",
-            Schema(type=OpenAPIType.STRING, min_length=least, max_length=most),
+            Schema(type=OpenAPIType.STRING, min_length=least or None, max_length=most),
             f"{member} in the service model",
             False,
         )

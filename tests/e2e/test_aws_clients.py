@@ -157,6 +157,10 @@ def test_a_variable_is_enough_where_the_code_cannot_be_changed(boto3: Any) -> No
     assert boto3["sdk"]["unary"] == {"prompt": "hi"}
 
 
+def test_a_key_as_a_bearer_token_lets_boto3_in(boto3: Any) -> None:
+    assert boto3["bearer"] == 200
+
+
 def test_the_official_sdks_websocket_urls_work_with_another_host(boto3: Any) -> None:
     sdk = boto3["sdk"]
 

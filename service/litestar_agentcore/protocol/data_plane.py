@@ -82,7 +82,7 @@ def check_runtime(runtime: str, query_string: bytes, own_arn: str) -> None:
 
     Args:
         runtime: The ARN of its path, perhaps with the endpoint, or the agent's id.
-        query_string: The query, with the ``accountId`` that an id needs.
+        query_string: The query, with the ``accountId`` that clients give with an id.
         own_arn: The ARN of the agent that is served; empty for any.
 
     Raises:
@@ -96,9 +96,7 @@ def check_runtime(runtime: str, query_string: bytes, own_arn: str) -> None:
     if (arn := _ARN.match(runtime)) is not None:
         is_own = own is None or arn["runtime"] == own["runtime"]
     elif _AGENT_ID.fullmatch(runtime) is not None:
-        if account is None:
-            raise InvalidFieldError("accountId", "An agent's id in the place of an ARN needs an accountId")
-        is_own = own is None or (runtime, account) == (own["id"], own["account"])
+        is_own = own is None or (runtime == own["id"] and account in (None, own["account"]))
     else:
         raise InvalidFieldError(
             "agentRuntimeArn",
