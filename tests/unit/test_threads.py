@@ -191,6 +191,15 @@ class TestTheThreads:
         pool.trim()
         eventually(lambda: threads.alive(NAME) == [])
 
+    def test_those_of_a_pool_that_was_closed_end_with_their_calls(self, pool: ThreadPool) -> None:
+        threads, block = NewThreads(), Block()
+        pool.submit(block)
+        block.wait_until_entered()
+        pool.close()
+        assert threads.alive(NAME) == [f"{NAME}-1"]
+        block.release()
+        eventually(lambda: threads.alive(NAME) == [])
+
     def test_they_end_after_they_have_had_nothing_to_do_for_a_minute(
         self, pool: ThreadPool, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -59,7 +59,7 @@ class _DaemonExecutor(concurrent.futures.Executor):
         return outcome
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._pool.trim()
+        self._pool.close()
 
 
 class _HandlerTask(asyncio.Task[None]):

@@ -46,6 +46,7 @@ class ThreadPool:
         self._returning: deque[threading.Lock] = deque()
         self._idle: list[_Worker] = []
         self._started = 0
+        self._closed = False
         self.parked = 0
         """How many calls are parked."""
 
@@ -101,6 +102,8 @@ class ThreadPool:
                     worker.call = self._calls.popleft()
                     continue
                 self._release_place()
+                if self._closed:
+                    return
                 self._idle.append(worker)
             if not worker.wake.acquire(timeout=IDLE_SECONDS):
                 with self._lock:
@@ -152,3 +155,9 @@ class ThreadPool:
             idle, self._idle = self._idle, []
         for worker in idle:
             worker.wake.release()
+
+    def close(self) -> None:
+        """End every thread as soon as it has nothing to do, those included whose call runs now."""
+        with self._lock:
+            self._closed = True
+        self.trim()
