@@ -3,7 +3,7 @@
 # make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Helm
 # make bench  the benchmarks against the peers; needs wrk and Node.js
 # make clients  AWS's clients for Python, JavaScript, Go and Java; needs Node.js with npm, Go, and a JDK with Maven
-# make docs   the documentation as a site, in build/docs
+# make docs   the documentation as a site, in build/docs; make reference writes docs/settings.md
 # make reliability  overload, faults, ends and a long load, ours and the official SDK; an hour
 
 PORT ?= 8080

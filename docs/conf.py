@@ -48,6 +48,7 @@ html_title = project
 html_baseurl = ""
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 html_additional_pages = {"index": "front.html"}  # what a web server shows first
 templates_path = ["_templates"]
 pygments_style = "friendly"
