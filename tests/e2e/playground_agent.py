@@ -47,7 +47,7 @@ async def compare_trains(seconds: float) -> None:
 async def words(payload: Trip) -> AsyncIterator[dict[str, str]]:
     for word in ANSWER.split():
         yield {"token": f"{word} "}
-        await asyncio.sleep(0.04)
+        await asyncio.sleep(0.025)
 
 
 async def flood() -> AsyncIterator[dict[str, int]]:
