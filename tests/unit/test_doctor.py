@@ -145,7 +145,7 @@ def test_a_person_reads_it_at_any_width_and_secrets_are_not_in_it(tmp_path: Path
         assert "hunter2" not in out + err
         words = " ".join(out.split())
         assert "failure traces (otlp)" in words
-        assert "AGENTCORE_SYNC_THREADS 64 default" in words
+        assert "By default: AGENTCORE_MAX_BODY_BYTES 104857600 " in words
 
 
 def test_bad_usage_is_a_sentence(tmp_path: Path) -> None:
@@ -343,4 +343,4 @@ def test_the_summary_counts_what_is_wrong() -> None:
     findings = [Finding("ok", "a", "x"), Finding("warning", "b", "[y]", "do"), Finding("failure", "c", "z")]
     Report.of(findings, [Setting("X", "[1]", "environment")]).write(console, with_defaults=False)
     words = " ".join(str(console.file.getvalue()).split())  # type: ignore[attr-defined]
-    assert words == "ok a x warning b [y] do failure c z X [1] environment 1 failure, 1 warning"
+    assert words == "ok a x warning b [y] do failure c z From the environment: X [1] 1 failure, 1 warning"

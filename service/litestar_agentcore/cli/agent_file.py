@@ -64,6 +64,8 @@ class AgentFile(msgspec.Struct, frozen=True, kw_only=True):
         name, separator, variable = text.rpartition(":")
         if not separator or not re.fullmatch(r"\w+(\.\w+)*", variable):
             name, variable = text, ""
+        if not name:
+            raise click.UsageError("The name of the agent's file is empty")
         path = Path(name)
         if path.is_dir():
             raise click.UsageError(f"{name} is a directory: name the agent's file, as in {_file_in(path)}")
@@ -227,7 +229,7 @@ def _application_named(variable: str, module: ModuleType, agent: AgentFile, foun
     if not isinstance(value, Litestar) and callable(value):
         value = value()
     if not isinstance(value, Litestar):
-        raise click.ClickException(f"{agent} is a {type(value).__name__}, and no BedrockAgentCoreApp or Litestar")
+        raise click.ClickException(f"{agent} is of type {type(value).__name__}, and no BedrockAgentCoreApp or Litestar")
     return _with_agent(value, str(agent))
 
 

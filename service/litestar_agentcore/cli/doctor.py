@@ -49,10 +49,11 @@ def doctor(
     with_defaults: bool,
     as_json: bool,
 ) -> None:
-    """Look at an agent's file, and at where it is to run: exit code 1 if something cannot work.
+    """Look at an agent's file, and at where it is to run.
 
     The file is imported and its application looked at; settings are checked; a span is sent to the tracing backend; the
-    port is tried. FILE is agent.py, app.py or main.py by default. Values that may be secret are not shown.
+    port is tried. FILE is agent.py, app.py or main.py by default. The exit code is 1 if something cannot work. Values
+    that may be secret are not shown.
     """
     if target is None:
         target = next((name for name in DEFAULT_FILES if Path(name).is_file()), None)

@@ -71,13 +71,13 @@ class Report(msgspec.Struct, frozen=True):
             if finding.advice:
                 table.add_row("", "", Text(finding.advice, "dim"))
         console.print(table)
-        shown = [setting for setting in self.settings if with_defaults or setting.source == "environment"]
-        if shown:
-            console.print()
-            width = max(len(setting.variable) for setting in shown)
-            for setting in shown:
-                line = Text.assemble(f"{setting.variable:<{width}}  {setting.value}", (f"  {setting.source}", "dim"))
-                console.print(line, soft_wrap=True)  # else a name would be cut where the terminal is narrow
+        for source, title in (("environment", "From the environment"), ("default", "By default")):
+            shown = [setting for setting in self.settings if setting.source == source]
+            if shown and (with_defaults or source == "environment"):
+                console.print(f"\n{title}:")
+                width = max(len(setting.variable) for setting in shown)
+                for setting in shown:  # without folding, which would cut names where the terminal is narrow
+                    console.print(Text(f"{setting.variable:<{width}}  {setting.value}"), soft_wrap=True)
         counts = {level: sum(finding.level == level for finding in self.checks) for level in ("failure", "warning")}
         parts = [f"{count} {level}{'s' if count > 1 else ''}" for level, count in counts.items() if count]
         console.print()

@@ -35,7 +35,7 @@ _APPLICATION = f"{__name__}:application"
 @click.option("--reload", is_flag=True, help="Start anew whenever a Python file in the file's directory changes.")
 @click.pass_context
 def run(ctx: click.Context, target: str, port: int | None, host: str | None, workers: int | None, reload: bool) -> None:
-    """Serve an agent's file, one written for the official SDK too, as it is.
+    """Serve an agent's file as it is, also one written for the official SDK.
 
     FILE is agent.py, or package.module; NAME its application, or a function that returns it, where it has several.
     Imports of bedrock_agentcore.runtime give this service's names. What stands under `if __name__ == "__main__":` does

@@ -16,6 +16,8 @@ from opentelemetry import trace
 
 from litestar_agentcore.cli.findings import Finding, without_credentials
 
+_END_SECONDS = 0.5
+
 _REASONS = (
     ("connection refused", "nothing listens there (connection refused)"),
     ("failed to resolve|name or service not known|DNS resolution failed", "the name of its host is not found"),
@@ -80,11 +82,12 @@ def _through_exporter(name: str, settings: TraceSettings, service_name: str, lim
         except Exception as error:  # others' code
             return Finding("failure", subject, without_credentials(f"{type(error).__name__}: {error}"))
         result, seconds = _within(limit, lambda: exporter.export([span]))
-        threading.Thread(target=exporter.shutdown, daemon=True).start()
+        reason = _reason(result, lines, limit)
+        _within(_END_SECONDS, exporter.shutdown)  # which has it say that it tries no more
     endpoint = without_credentials(str(getattr(exporter, "_endpoint", "") or name))
     if result is not None and not isinstance(result, Exception) and result.name == "SUCCESS":
         return Finding("ok", subject, f"{endpoint} took a span in {seconds * 1000:.0f} ms")
-    return Finding("failure", subject, f"{endpoint} took no span: {_reason(result, lines, limit)}", _NOT_TAKEN)
+    return Finding("failure", subject, f"{endpoint} took no span: {reason}", _NOT_TAKEN)
 
 
 def _through_provider(provider: trace.TracerProvider, limit: float) -> Finding:
@@ -142,7 +145,7 @@ def _within(limit: float, call: Callable[[], Any]) -> tuple[Any, float]:
     began = time.monotonic()
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(limit + 0.5)
+    thread.join(limit + _END_SECONDS)
     return (outcome[0] if outcome else None), time.monotonic() - began
 
 
