@@ -50,13 +50,13 @@ class Runtime(msgspec.Struct, frozen=True):
 
     @contextmanager
     def serve(
-        self, file: Path, *arguments: str, ports: list[int], directory: Path | None = None, **environment: str
+        self, file: Path, *arguments: str, ports: list[int], directory: Path | str = "", **environment: str
     ) -> Iterator[None]:
         """Run a Python file until it listens on all of its ports, and end it afterwards.
 
         It is run in its own directory, or in another, and named as a person who is there would.
         """
-        log = (directory or file.parent) / file.with_suffix(".log").name
+        log = Path(directory or file.parent) / file.with_suffix(".log").name
         with log.open("w") as output:
             process = subprocess.Popen(
                 [self.python, file if directory else file.name, *arguments],

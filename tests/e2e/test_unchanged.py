@@ -85,7 +85,7 @@ def served(runtime: Runtime, reference: Runtime, name: str, directory: Path, aws
     }
     with ExitStack() as stack:
         if runtime.is_reference:
-            stack.enter_context(runtime.serve(directory / name, ports=[port], directory=None, **environment))
+            stack.enter_context(runtime.serve(directory / name, ports=[port], **environment))
         else:
             environment["PYTHONPATH"] = beside(reference, directory)
             arguments = [str(directory / name), "--port", str(port)]
