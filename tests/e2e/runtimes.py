@@ -49,18 +49,13 @@ class Runtime(msgspec.Struct, frozen=True):
         )
 
     @contextmanager
-    def serve(
-        self, file: Path, *arguments: str, ports: list[int], directory: Path | str = "", **environment: str
-    ) -> Iterator[None]:
-        """Run a Python file until it listens on all of its ports, and end it afterwards.
-
-        It is run in its own directory, or in another, and named as a person who is there would.
-        """
-        log = Path(directory or file.parent) / file.with_suffix(".log").name
+    def serve(self, file: Path, *arguments: str, ports: list[int], **environment: str) -> Iterator[None]:
+        """Run a Python file until it listens on all of its ports, and end it afterwards."""
+        log = file.with_suffix(".log")
         with log.open("w") as output:
             process = subprocess.Popen(
-                [self.python, file if directory else file.name, *arguments],
-                cwd=directory or file.parent,
+                [self.python, file.name, *arguments],
+                cwd=file.parent,
                 env={**self.environment, **environment},
                 stdout=output,
                 stderr=subprocess.STDOUT,

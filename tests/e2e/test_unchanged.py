@@ -88,10 +88,10 @@ def served(runtime: Runtime, reference: Runtime, name: str, directory: Path, aws
             stack.enter_context(runtime.serve(directory / name, ports=[port], **environment))
         else:
             environment["PYTHONPATH"] = beside(reference, directory)
-            arguments = [str(directory / name), "--port", str(port)]
-            stack.enter_context(
-                runtime.serve(LITESTAR_AGENT, "run", *arguments, ports=[port], directory=directory, **environment)
-            )
+            script = directory / LITESTAR_AGENT.name
+            script.write_bytes(LITESTAR_AGENT.read_bytes())  # so that it is run in the agent's directory
+            arguments = ["run", name, "--port", str(port)]
+            stack.enter_context(runtime.serve(script, *arguments, ports=[port], **environment))
         yield stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE))
     for template in AGENTS.iterdir():
         assert (directory / template.with_suffix("").name).read_bytes() == template.read_bytes()

@@ -46,6 +46,11 @@ def agent_group() -> None:
             os.environ[name] = value
 
 
+def main() -> None:
+    """Run ``litestar-agent``, which is ``litestar agent`` without Litestar's search for an application."""
+    agent_group(prog_name="litestar-agent")
+
+
 def _is_called_by_litestar(arguments: list[str]) -> bool:
     """Whether Litestar's command line is about to be asked for this group, with no application named in it."""
     return "litestar.cli.main" in sys.modules and arguments[:1] == ["agent"]

@@ -175,5 +175,5 @@ def _description_of(agent: Agent) -> AgentDescription:
         description=entrypoint.description if entrypoint is not None else None,
         payload_schema=payload_schema(entrypoint.payload_type) if entrypoint is not None else None,
         websocket=agent.websocket_handler is not None,
-        runtime_arn=getattr(agent.settings, "runtime_arn", "") or RUNTIME_ARN,
+        runtime_arn=agent.settings.runtime_arn or RUNTIME_ARN,
     )
