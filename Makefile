@@ -29,8 +29,12 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 run: $(INSTALLED)
 	$(BIN)/litestar run --host $(HOST) --port $(PORT)
 
+# Two tests at a time, of different files, but for those that are marked `serial`: they measure time, or load the machine.
+BESIDE := -n 2 --dist loadfile -m "not serial"
+
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE)
+	$(BIN)/python -m pytest -m serial
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -42,7 +46,8 @@ types: $(INSTALLED)
 
 # Needs prometheus, promtool, nginx, haproxy, bwrap, wrk, chromium, node and npm on the PATH; makes environments of its own for the peers and the tracing backend.
 e2e: $(VENV)/.installed-e2e
-	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest $(BESIDE) tests/e2e
+	$(BIN)/python -m pytest -m serial tests/e2e
 
 $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/e2e.txt
@@ -101,45 +106,44 @@ docs: .venv-docs/.installed
 reference: $(INSTALLED)
 	$(BIN)/python -m docs.settings_reference
 
-# Needs uv, which is put into an environment of its own. The files carry hashes and name no index.
-lock:
-	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
-	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+# The files carry hashes and name no index.
+lock: $(INSTALLED)
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		--extra auth pyproject.toml --output-file requirements/runtime.txt
-	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/runtime.txt \
 		--extra tests --extra typing --extra build pyproject.toml --output-file requirements/dev.txt
-	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/dev.txt \
 		--extra tests --extra e2e pyproject.toml --output-file requirements/e2e.txt
-	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/dev.txt \
 		--extra docs pyproject.toml --output-file requirements/docs.txt
-	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/benchmarks/peer-traced.in --output-file tests/benchmarks/requirements-peer-traced.txt
-	for name in adot otel; do .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	for name in adot otel; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/$$name.in pyproject.toml --output-file tests/e2e/requirements-$$name.txt || exit; done
-	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/moved.in examples/*/requirements.txt pyproject.toml --output-file tests/e2e/requirements-moved.txt
-	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/oidc.in --output-file tests/e2e/requirements-oidc.txt
-	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/browser.in --output-file tests/e2e/requirements-browser.txt
-	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/fuzz/coverage.in --output-file tests/fuzz/requirements-coverage.txt
-	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		--constraint tests/benchmarks/requirements-peer-traced.txt \
 		tests/benchmarks/peer.in --output-file tests/benchmarks/requirements-peer.txt
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
-		| .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		| $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/dev.txt \
 		--output-file requirements/build.txt -
 

@@ -18,6 +18,8 @@ from tests.e2e.otlp_sink import otlp_sink
 from tests.e2e.served import served
 from tests.integration.server import REQUEST_ID, SESSION_ID, ServerProcess, eventually, free_port
 
+pytestmark = pytest.mark.serial
+
 CLIENTS = 4
 INVOCATIONS = 100
 """Of each client."""

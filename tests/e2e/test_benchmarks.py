@@ -12,6 +12,8 @@ from tests.benchmarks.report import BEGIN, END, PAGE, promises, rewritten, throu
 from tests.benchmarks.results import Key, Results, Round, Row, rows
 from tests.benchmarks.runner import Plan, Runner
 
+pytestmark = pytest.mark.serial
+
 OURS, THEIRS = Key("unary-async", 32, "ours"), Key("unary-async", 32, "theirs")
 FASTER = Row("req/s, to theirs", "rate", OURS, THEIRS, floor=2, aim=3)
 SMALLER = Row("p99, to theirs", "p99", OURS, THEIRS, floor=2, aim=1.5, at_most=True)

@@ -17,6 +17,8 @@ import pytest
 from tests.e2e.served import served
 from tests.integration.server import PATIENCE, SESSION_ID, Server
 
+pytestmark = pytest.mark.serial
+
 APP = "tests.e2e.isolation_agent:app"
 
 HOLD_SECONDS = 5.0

@@ -10,6 +10,8 @@ from tests.reliability.client import Answer, whole_stream
 from tests.reliability.report import Row, Section
 from tests.reliability.servers import OURS, complaints
 
+pytestmark = pytest.mark.serial
+
 
 def hold(section: Section) -> None:
     print(section.details)

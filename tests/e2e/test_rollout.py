@@ -26,6 +26,8 @@ from tests.e2e.chart import render
 from tests.e2e.otlp_sink import otlp_sink
 from tests.integration.server import PATIENCE, ROOT, SESSION_ID, Server, free_port
 
+pytestmark = pytest.mark.serial
+
 AGENT = Path(__file__).with_name("rollout_agent.py")
 
 SCALE = 0.1

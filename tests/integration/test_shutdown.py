@@ -35,6 +35,8 @@ from tests.integration.server import (
     uvicorn_command,
 )
 
+pytestmark = pytest.mark.serial
+
 ENDING = "tests.integration.agents.ending"
 PLAIN = "tests.integration.agents.ending_plainly"
 MOUNTED = "tests.integration.agents.mounted"

@@ -16,6 +16,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.integration.server import PATIENCE, PROMPT, REQUEST_ID, SESSION_ID, Server, receive_until, serve
 
+pytestmark = pytest.mark.serial
+
 Socket = WebSocket[Any, Any, Any]
 SocketHandler = Callable[[Socket, RequestContext], Awaitable[None]]
 

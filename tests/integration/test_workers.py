@@ -20,6 +20,8 @@ from litestar_agentcore.runtime.worker_files import find_base
 
 from tests.integration.server import PATIENCE, ROOT, Server, eventually, free_port, litestar_run, uvicorn_command
 
+pytestmark = pytest.mark.serial
+
 WORKING = "tests.integration.agents.working"
 LONG = 6 * PATIENCE
 """Seconds for what takes two processes to start on a busy machine."""

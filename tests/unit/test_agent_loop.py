@@ -22,6 +22,8 @@ from litestar_agentcore.runtime.agent_loop import AgentEventLoop, AgentLoop
 
 from tests.unit.blocking import PATIENCE, Block, NewThreads, eventually, here
 
+pytestmark = pytest.mark.serial
+
 STALL = 0.05
 """Seconds after which the loop counts as held here."""
 

@@ -19,6 +19,8 @@ from litestar_agentcore.runtime.watchdog import Runner, Watchdog
 from tests.unit.blocking import PATIENCE, Block, eventually
 from tests.unit.conftest import LogLines
 
+pytestmark = pytest.mark.serial
+
 STALL = 0.05
 """Seconds after which the loop counts as held here."""
 
