@@ -125,7 +125,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         self.thread: threading.Thread | None = None
         _loops.add(self)
         # On the object, since nest_asyncio replaces the methods of the class.
-        self.run_until_complete = _refusing_foreign_threads(weakref.ref(self))  # type: ignore[assignment,method-assign]
+        self.run_until_complete = partial(_run_until_complete, self)  # type: ignore[method-assign]
 
     def call_soon(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
@@ -306,19 +306,15 @@ def _handle_of(frame: FrameType | None) -> object:
     return None
 
 
-def _refusing_foreign_threads(reference: "weakref.ref[AgentEventLoop]") -> Callable[[Any], Any]:
-    def run_until_complete(future: Any) -> Any:
-        loop: Any = reference()
-        if loop._thread_id in (None, threading.get_ident()):  # noqa: SLF001
-            return type(loop).run_until_complete(loop, future)
-        if asyncio.iscoroutine(future):
-            future.close()
-        raise RuntimeError(
-            "The agent's event loop runs in another thread and cannot be run from this one. An async handler without"
-            " an await runs in a thread of the pool: await what it wants to run, or make it a plain function"
-        )
-
-    return run_until_complete
+def _run_until_complete(loop: Any, future: Any) -> Any:
+    if loop._thread_id in (None, threading.get_ident()):  # noqa: SLF001
+        return type(loop).run_until_complete(loop, future)
+    if asyncio.iscoroutine(future):
+        future.close()
+    raise RuntimeError(
+        "The agent's event loop runs in another thread and cannot be run from this one. An async handler without"
+        " an await runs in a thread of the pool: await what it wants to run, or make it a plain function"
+    )
 
 
 def _is_emptied_queue(error: BaseException) -> bool:
@@ -382,24 +378,19 @@ class AgentLoop:
         turned = asyncio.Event()
         # Twice: what the first turn runs may schedule the first step of a task, which belongs to it.
         loop.call_soon(loop.call_soon, call_threadsafe, asyncio.get_running_loop(), turned.set)
-        try:
-            async with asyncio.timeout(seconds):
-                await turned.wait()
-        except TimeoutError:
-            return False
-        return True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(turned.wait(), seconds)
+        return turned.is_set()
 
     def cancel_all(self) -> None:
         """Cancel what runs on the loop, and wait a few seconds for it to end. Blocks; from another thread."""
         loop = self._loop
         if loop is None or loop.is_closed():
             return
-        ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         # Now: a loop that is held until the app is started again must not lose what runs then.
         tasks = asyncio.all_tasks(loop)
-        loop.call_soon(lambda: loop.create_task(_cancel_all(tasks, ended)))
-        began = loop.turns.turn_began
-        held = began and monotonic() - began > self._stall_seconds
+        ended = asyncio.run_coroutine_threadsafe(_cancel_all(tasks), loop)
+        held = self.lag > self._stall_seconds
         try:
             ended.result(0.1 if held else CANCEL_SECONDS + 1)
         except TimeoutError:
@@ -411,18 +402,14 @@ def _release(loop: AgentEventLoop, watchdog: Watchdog) -> None:
     loop.call_soon(loop.end_when_idle)
 
 
-async def _cancel_all(tasks: set[asyncio.Task[Any]], ended: "concurrent.futures.Future[None]") -> None:
-    try:
-        left = [task for task in tasks if not task.done()]
-        for task in left:
-            if not task.cancelling():  # else it is ending already
-                task.cancel()
-        if left:
-            _, stuck = await asyncio.wait(left, timeout=CANCEL_SECONDS)
-            for task in stuck:
-                logger.warning("A task did not end when it was cancelled: %r", task)
-    finally:
-        ended.set_result(None)
+async def _cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        if not task.cancelling():  # else it is ending already
+            task.cancel()
+    if tasks:
+        _, stuck = await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+        for task in stuck:
+            logger.warning("A task did not end when it was cancelled: %r", task)
 
 
 _inline_tasks: set[asyncio.Task[None]] = set()
