@@ -119,6 +119,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         self._wake_requested = threading.Lock()
         self._wake_requested.acquire()
         self._batching: int | None = None
+        self._waker: asyncio.AbstractEventLoop | None = None
         self._started: dict[asyncio.Task[Any], Context] = {}
         self._ended = False
         self.thread: threading.Thread | None = None
@@ -146,7 +147,8 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.Handle:
         """Call a function in the loop's next turn, and wake the loop at once; from any thread."""
         handle = self._schedule(callback, args, context)
-        self._wake()
+        if self.turns.waiting:
+            self._wake()
         return handle
 
     def _schedule(self, callback: Any, args: Any, context: Context | None) -> asyncio.Handle:
@@ -215,14 +217,19 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
             caller = asyncio._get_running_loop()  # noqa: SLF001 - which does not raise, unlike its public twin
             if caller is None or caller is self:
                 self._wake()
-            else:
-                caller.call_soon(self._wake)
+            elif self._waker is not caller:
+                self._waker = caller
+                caller.call_soon(self._wake_now)
         return task
 
     def _wake(self) -> None:
+        self.turns.waiting = False
+        self._write_to_self()  # type: ignore[attr-defined]
+
+    def _wake_now(self) -> None:
+        self._waker = None
         if self.turns.waiting:
-            self.turns.waiting = False
-            self._write_to_self()  # type: ignore[attr-defined]
+            self._wake()
 
     def runs_forever(self) -> None:
         """Run until :meth:`end_when_idle`, whatever the code on the loop does to it, in the loop's thread."""
