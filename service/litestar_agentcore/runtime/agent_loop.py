@@ -12,7 +12,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Coroutine
-from contextvars import Context, copy_context
+from contextvars import Context
 from functools import partial
 from time import monotonic
 from types import FrameType
@@ -60,15 +60,6 @@ class _DaemonExecutor(concurrent.futures.Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._pool.trim()
-
-
-class _HandlerTask(asyncio.Task[None]):
-    """A task that the watchdog can name, and log in the context of."""
-
-    __slots__ = ("context", "handler")
-
-    handler: str
-    context: Context
 
 
 class _Selector(selectors.DefaultSelector):
@@ -120,7 +111,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         self._wake_requested.acquire()
         self._batching: int | None = None
         self._waker: asyncio.AbstractEventLoop | None = None
-        self._started: dict[asyncio.Task[Any], Context] = {}
+        self._started: set[asyncio.Task[Any]] = set()
         self._ended = False
         self.thread: threading.Thread | None = None
         _loops.add(self)
@@ -185,22 +176,16 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         A task factory is asked on the loop's own thread alone. An eager one begins a task on the thread that makes it,
         and from another thread that would break the tasks of the loop.
         """
-        context = options.get("context")
-        if context is None:
-            context = copy_context()
-        is_here = self._thread_id == threading.get_ident()  # type: ignore[attr-defined]
         make: Callable[[], asyncio.Task[Any]]
-        if is_here and self.get_task_factory() is not None:
+        if self._thread_id == threading.get_ident():  # type: ignore[attr-defined]
             make = partial(super().create_task, coro, **options)
         else:
-            options["context"] = context
-            if not is_here:
-                options.pop("eager_start", None)
+            options.pop("eager_start", None)
             make = partial(asyncio.Task, coro, loop=self, **options)
         task = make_task(coro, make)
         if not task.done():
-            self._started[task] = context
-            task.add_done_callback(self._started.pop)
+            self._started.add(task)
+            task.add_done_callback(self._started.discard)
         return task
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
@@ -210,9 +195,8 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         the interpreter's lock, and calls that are made in one turn share it.
         """
         self._batching = threading.get_ident()
-        task = _HandlerTask(coroutine, loop=self, context=context)
+        task = asyncio.Task(coroutine, loop=self, name=name, context=context)
         self._batching = None
-        task.handler, task.context = name, context
         if self.turns.waiting:
             caller = asyncio._get_running_loop()  # noqa: SLF001 - which does not raise, unlike its public twin
             if caller is None or caller is self:
@@ -275,13 +259,13 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         """What the loop runs in its present turn; asked from another thread, by the watchdog."""
         thread = self.thread
         frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None  # noqa: SLF001
-        if (task := asyncio.current_task(self)) is not None:
-            if isinstance(task, _HandlerTask):
-                return Runner(task, task.handler, task.context, frame)
-            name = getattr(task.get_coro(), "__qualname__", None) or task.get_name()
-            return Runner(task, name, self._started.get(task), frame)
         handle = _handle_of(frame)
-        return Runner(handle, "a callback", getattr(handle, "_context", None), frame)
+        context = getattr(handle, "_context", None)
+        if (task := asyncio.current_task(self)) is None:
+            return Runner(handle, "a callback", context, frame)
+        # A task of :meth:`spawn` has the name of its handler.
+        started = getattr(task.get_coro(), "__qualname__", None) if task in self._started else None
+        return Runner(task, started or task.get_name(), context, frame)
 
 
 _loops: "weakref.WeakSet[AgentEventLoop]" = weakref.WeakSet()
