@@ -373,12 +373,17 @@ class AgentLoop:
             return
         # Now: a loop that is held until the app is started again must not lose what runs then.
         tasks = asyncio.all_tasks(loop)
-        ended = asyncio.run_coroutine_threadsafe(_cancel_all(tasks), loop)
         held = self.lag > self._stall_seconds
-        try:
-            ended.result(0.1 if held else CANCEL_SECONDS + 1)
-        except TimeoutError:
-            logger.warning("The agent's event loop is still held by a handler that blocks it")
+        deadline = monotonic() + (0.1 if held else CANCEL_SECONDS + 1)
+        while True:
+            ended = asyncio.run_coroutine_threadsafe(_cancel_all(tasks), loop)
+            try:
+                ended.result(max(deadline - monotonic(), 0.0))
+            except concurrent.futures.CancelledError:
+                continue  # a handler's ``finally`` cancels all tasks that there are
+            except TimeoutError:
+                logger.warning("The agent's event loop is still held by a handler that blocks it")
+            return
 
 
 def _release(loop: AgentEventLoop, watchdog: Watchdog) -> None:
