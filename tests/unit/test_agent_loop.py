@@ -630,7 +630,7 @@ class TestTheEndOfALifespan:
                 await asyncio.Event().wait()
             finally:
                 others = asyncio.all_tasks()
-                others.discard(asyncio.current_task())  # type: ignore[arg-type]
+                others.discard(asyncio.current_task())
                 for other in others:
                     other.cancel()
                 await asyncio.sleep(0.2)
