@@ -33,7 +33,6 @@ nitpick_ignore_regex = [
     (r"py:class", r"litestar_agentcore\.(openapi|config_bundle|runtime\.agent)\..*"),  # internal classes in signatures
 ]
 
-suppress_warnings = ["toc.not_readable"]  # a test compares the navigation with the pages
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]

@@ -70,6 +70,7 @@ def test_every_page_of_the_documentation_is_in_its_navigation() -> None:
     in_navigation = {((ROOT / "docs" / f"{name}.md").resolve()) for name in listed}
     documentation = {ROOT / path for path in PAGES if path.parts[0] != "examples"}
     assert documentation - in_navigation == {ROOT / "docs" / "index.md"}
+    assert [path for path in in_navigation if not path.exists()] == []
 
 
 def test_the_reference_of_the_settings_is_current() -> None:
