@@ -152,13 +152,13 @@ def app_run(module: str, port: int) -> list[str]:
 
 
 @contextmanager
-def run(command: Sequence[str], port: int, cwd: Path = ROOT) -> Iterator[ServerProcess]:
+def run(command: Sequence[str], port: int, cwd: Path = ROOT, patience: float = 2 * PATIENCE) -> Iterator[ServerProcess]:
     """Run a command that serves an agent, from the root of the repository, until the test is through with it."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
         process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=stderr)
         server = ServerProcess(port, process, stderr)
         try:
-            _wait_for_ping(server)
+            _wait_for_ping(server, patience)
             yield server
         finally:
             process.kill()
@@ -179,8 +179,8 @@ def run_to_the_end(command: Sequence[str], **environment: str) -> "subprocess.Co
     )
 
 
-def _wait_for_ping(server: ServerProcess) -> None:
-    deadline = time.monotonic() + 2 * PATIENCE
+def _wait_for_ping(server: ServerProcess, patience: float) -> None:
+    deadline = time.monotonic() + patience
     with server.client() as client:
         while True:
             try:
