@@ -1,5 +1,6 @@
 """``litestar agent run`` and ``litestar-agent run``: processes that serve an agent's file, and how they end."""
 
+import json
 import os
 import signal
 import socket
@@ -13,12 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.server import PATIENCE, ServerProcess, eventually, free_port, run
+from tests.integration.server import ServerProcess, free_port, request, run
 
 COMMANDS = Path(sys.executable).parent
 LITESTAR = [str(COMMANDS / "litestar"), "agent", "run"]
 LITESTAR_AGENT = [str(COMMANDS / "litestar-agent"), "run"]
-LONG = 6 * PATIENCE
+LONG = 120.0
 """Seconds for what takes several processes to start on a busy machine."""
 
 AGENT = """
@@ -31,7 +32,8 @@ app = BedrockAgentCoreApp()
 
 @app.entrypoint
 def answer(payload):
-    time.sleep(payload.get("seconds", 0))
+    while "until" in payload and not os.path.exists(payload["until"]):
+        time.sleep(0.01)
     if payload.get("spawn"):
         from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context
@@ -62,7 +64,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @contextmanager
 def served(directory: Path, *arguments: str, command: list[str] = LITESTAR_AGENT) -> Iterator[ServerProcess]:
     port = free_port()
-    with run([*command, *arguments, "--port", str(port), "--host", "127.0.0.1"], port, directory) as server:
+    with run([*command, *arguments, "--port", str(port), "--host", "127.0.0.1"], port, directory, LONG) as server:
         yield server
 
 
@@ -82,13 +84,14 @@ def test_one_process_serves_and_a_termination_waits_for_what_runs(command: list[
     with served(directory, "agent.py", command=command) as server:
         answer = ask(server)
         assert answer == {"pid": server.process.pid, "parent": os.getpid(), "module": "agent", "version": 1}
-        client = server.connect()
-        body = b'{"seconds": 1}'
-        client.sendall(b"POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        with server.client() as other:
-            eventually(lambda: "agentcore_invocations_in_progress 1.0" in other.get("/metrics").text)
-        server.process.send_signal(signal.SIGTERM)
-        with client:
+        body = json.dumps({"until": str(directory / "done")}).encode()
+        with server.connect() as client, server.client(LONG) as other:
+            client.settimeout(LONG)
+            client.sendall(request(body))
+            wait_for(lambda: "agentcore_invocations_in_progress 1.0" in other.get("/metrics").text)
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: any("SIGTERM" in line or "Shutting down" in line for line in server.stderr()))
+            (directory / "done").touch()
             assert client.recv(1000).startswith(b"HTTP/1.1 200")
         assert ended(server.process) == -signal.SIGTERM
         assert "Application shutdown complete." in " ".join(server.stderr())
@@ -106,7 +109,8 @@ def test_a_call_of_run_that_is_not_guarded_serves(directory: Path) -> None:
     (directory / "unguarded.py").write_text(f"{AGENT.partition('if __name__')[0]}\napp.run(port=1)\nprint(2)")
     with served(directory, "unguarded.py") as server:
         assert ask(server) == {"pid": server.process.pid, "parent": os.getpid(), "module": "unguarded", "version": 1}
-        assert server.terminate() == -signal.SIGTERM
+        server.process.terminate()
+        assert ended(server.process) == -signal.SIGTERM
 
 
 def test_several_workers_serve_and_end_together(directory: Path) -> None:
