@@ -52,8 +52,8 @@ def in_a_container(module: str, port: int) -> list[str]:
 COMMANDS = [litestar_run, uvicorn_command, app_run, in_a_container]
 every_command = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
 
-AT_ONCE = 1.5
-"""Seconds that a process has for its end when nothing holds it up: a server looks at its state every 0.1 s."""
+AT_ONCE = 3.0
+"""Seconds that a process has for its end when nothing holds it up; the server, or a handler, may take more."""
 
 SERVER_SECONDS = 5.0
 """Seconds that the server, or a handler that was cancelled, has for its end."""
@@ -288,7 +288,7 @@ def test_a_websocket_is_closed_with_going_away(life: Life) -> None:
 
 
 def test_all_of_them_had_their_grace_and_not_more(life: Life) -> None:
-    assert GRACE - 0.2 < life.answered_after < GRACE + 1
+    assert GRACE - 0.2 < life.answered_after < GRACE + AT_ONCE
 
 
 def test_the_process_ends_soon_after_the_last_answer(life: Life) -> None:
@@ -394,8 +394,8 @@ def test_a_server_in_which_nothing_runs_ends_at_once_whoever_is_connected(comman
 @every_command
 def test_a_plain_handler_may_finish_and_one_that_does_not_holds_nobody_up(command: Command) -> None:
     with served(command, PLAIN, grace=1.5) as server, Clients(server) as clients:
-        short = clients.begin("short", seconds=1)
         long = [clients.begin(f"long-{number}", seconds=60) for number in range(3)]
+        short = clients.begin("short", seconds=1)
         assert 1.5 <= end(server) < 1.5 + AT_ONCE
         assert short.result().json() == "done"
         assert [call.result().json() for call in long] == [SHUTTING_DOWN] * 3
@@ -404,7 +404,7 @@ def test_a_plain_handler_may_finish_and_one_that_does_not_holds_nobody_up(comman
 
 
 def test_a_task_whose_client_is_gone_may_finish() -> None:
-    with served() as server:
+    with served(grace=8) as server:  # the handler would sleep for longer
         with server.invoke_and_leave_unread({"do": "research and sleep", "seconds": 3}):
             eventually(lambda: metric(server, "agentcore_active_tasks") == 1)
         counted = 'agentcore_invocations_total{mode="unary",outcome="disconnected"}'
@@ -464,7 +464,7 @@ def test_who_does_not_let_itself_be_cancelled_is_left_behind() -> None:
     with served(grace=0.5) as server, Clients(server) as clients:
         clients.invoke("stubborn", do="research stubbornly")
         call = clients.begin("stubborn", do="swallow the cancellation")
-        assert end(server) < 0.5 + SERVER_SECONDS + 2
+        assert end(server) < 0.5 + SERVER_SECONDS + AT_ONCE
         assert call.result().json() == SHUTTING_DOWN
         assert len(still_running(server)) == 2
         assert_clean(server)
@@ -482,7 +482,7 @@ def test_who_is_cancelled_may_tidy_up(do: str) -> None:
 def test_what_an_async_handler_left_to_a_thread_holds_nobody_up() -> None:
     with served(grace=0.5) as server, Clients(server) as clients:
         call = clients.begin("sleeping", do="block in a thread", seconds=60)
-        assert end(server, within=PATIENCE) < 0.5 + SERVER_SECONDS + 2
+        assert end(server, within=PATIENCE) < 0.5 + SERVER_SECONDS + AT_ONCE
         assert call.result().json() == SHUTTING_DOWN
         assert_clean(server)
 
@@ -515,7 +515,7 @@ def test_a_client_that_does_not_read_its_last_events_holds_nobody_up_for_long() 
     with served(grace=1) as server, server.invoke_and_leave_unread({"do": "pour out"}):
         eventually(lambda: invocations_running(server) == 1)
         time.sleep(0.5)
-        assert 1 <= end(server) < 1 + SERVER_SECONDS + 2
+        assert 1 <= end(server) < 1 + SERVER_SECONDS + AT_ONCE
 
 
 def test_a_websocket_that_nobody_reads_holds_nobody_up_for_long() -> None:
@@ -525,7 +525,7 @@ def test_a_websocket_that_nobody_reads_holds_nobody_up_for_long() -> None:
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
         receive_until(connection, b"101 Switching Protocols")
-        assert 1 <= end(server) < 1 + SERVER_SECONDS + 2
+        assert 1 <= end(server) < 1 + SERVER_SECONDS + AT_ONCE
 
 
 # -- Handlers on the loop that accepts requests ------------------------------------------------------------------------
@@ -569,7 +569,7 @@ def test_inline_work_that_does_not_let_itself_be_cancelled_is_left_behind() -> N
     with served(grace=0.5, AGENTCORE_HANDLER_ISOLATION="inline") as server, Clients(server) as clients:
         clients.invoke("stubborn", do="research stubbornly")
         clients.begin("stubborn", do="swallow the cancellation")
-        assert end(server, within=2 * PATIENCE) < 0.5 + SERVER_SECONDS + 2
+        assert end(server, within=2 * PATIENCE) < 0.5 + SERVER_SECONDS + AT_ONCE
 
 
 # -- Beside other things -----------------------------------------------------------------------------------------------
@@ -578,7 +578,7 @@ def test_inline_work_that_does_not_let_itself_be_cancelled_is_left_behind() -> N
 @pytest.mark.parametrize("command", [litestar_run, uvicorn_command], ids=lambda command: command.__name__)
 def test_an_agent_in_a_litestar_application_gets_the_same_grace(command: Command) -> None:
     with served(command, MOUNTED, grace=1) as server, Clients(server) as clients:
-        short, long = clients.begin("short", seconds=0.8), clients.begin("long", seconds=60)
+        long, short = clients.begin("long", seconds=60), clients.begin("short", seconds=0.8)
         seconds = end(server)
         assert 1 <= seconds < 1 + AT_ONCE
         assert short.result().json() == "done"
@@ -690,4 +690,4 @@ def test_a_backend_that_hangs_holds_nobody_up_for_long() -> None:
         endpoint = f"http://127.0.0.1:{backend.getsockname()[1]}"
         with served(grace=0.5, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as server, Clients(server) as clients:
             clients.begin("sleeping", do="sleep")
-            assert end(server) < 0.5 + SERVER_SECONDS + 2
+            assert end(server) < 0.5 + SERVER_SECONDS + AT_ONCE
