@@ -42,7 +42,7 @@ def check_port(host: str, port: int) -> Finding:
 def _taken(host: str, port: int) -> Finding:
     owner = _owner(port)
     by = f" by {owner}" if owner else ""
-    address = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - what is bound to all
+    address = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  # nosec B104 - asks, binds nothing
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
     status = None
     with suppress(httpx.HTTPError, ValueError, AttributeError):
