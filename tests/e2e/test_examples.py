@@ -32,6 +32,9 @@ START_SECONDS = 120.0
 
 PATIENCE = 60.0
 
+LITESTAR_AGENT = "from litestar_agentcore.cli.group import main; main()"
+"""What the command ``litestar-agent`` does: in the environment of the frameworks we are not installed."""
+
 WEATHER = {"prompt": "What is the weather in Lisbon?"}
 ANSWER = "It is sunny in Lisbon, at 21 °C."
 
@@ -136,12 +139,13 @@ def example(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def traced(example: str, python: Path, backend: Phoenix) -> Life:
-    return live(example, python, OTEL_EXPORTER_OTLP_ENDPOINT=backend.endpoint, OTEL_BSP_SCHEDULE_DELAY="100")
+    tracing = {"OTEL_EXPORTER_OTLP_ENDPOINT": backend.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    return live(example, [str(python), "-c", LITESTAR_AGENT, "run", "agent.py"], **tracing)
 
 
 @pytest.fixture(scope="module")
 def untraced(example: str, python: Path) -> Life:
-    return live(example, python)
+    return live(example, [str(python), "-m", "litestar", "--app", "agent:app", "run"])
 
 
 @pytest.fixture(params=["traced", "untraced"])
@@ -149,8 +153,8 @@ def life(request: pytest.FixtureRequest, traced: Life, untraced: Life) -> Life:
     return traced if request.param == "traced" else untraced
 
 
-def live(example: str, python: Path, **variables: str) -> Life:
-    """Serve an example, talk to it and end it."""
+def live(example: str, serve: list[str], **variables: str) -> Life:
+    """Serve an example by a command that takes a port, talk to it and end it."""
     session = f"session-{uuid.uuid4()}"
     (port,) = free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as internet:
@@ -166,7 +170,7 @@ def live(example: str, python: Path, **variables: str) -> Life:
             "PYTHONPATH": f"{ROOT / 'service'}{os.pathsep}{ROOT / 'telemetry'}",
         }
         command = ["env", "--ignore-environment", *(f"{name}={value}" for name, value in variables.items())]
-        command += [str(python), "-m", "litestar", "--app", "agent:app", "run", "--port", str(port)]
+        command += [*serve, "--port", str(port)]
         with run(command, port, EXAMPLES / example, START_SECONDS) as server:
             answer = ask(server, WEATHER, session)
             next_in_session = ask(server, {"prompt": "Hello"}, session)
