@@ -42,7 +42,7 @@ def check_port(host: str, port: int) -> Finding:
 def _taken(host: str, port: int) -> Finding:
     owner = _owner(port)
     by = f" by {owner}" if owner else ""
-    address = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  # nosec B104 - asks, binds nothing
+    address = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - asks, binds nothing  # nosec B104
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
     status = None
     with suppress(httpx.HTTPError, ValueError, AttributeError):
