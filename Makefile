@@ -33,7 +33,8 @@ run: $(INSTALLED)
 BESIDE := -n 2 --dist loadfile -m "not serial"
 
 test: lint types
-	$(BIN)/python -m pytest $(BESIDE)
+	$(BIN)/python -m pytest $(BESIDE) tests/unit
+	$(BIN)/python -m pytest $(BESIDE) tests/integration
 	$(BIN)/python -m pytest -m serial
 
 lint: $(INSTALLED)
