@@ -682,8 +682,6 @@ def test_at_a_terminal_lines_are_edited_answers_interrupted_and_messages_kept(ag
         terminal.wait_for("begun")
         terminal.type("\x03")
         terminal.wait_for(r"Ended by Ctrl-C[^>]*> ")
-        terminal.type("forgotten\x03")
-        terminal.wait_for("\n.*> ")
         terminal.type("\x1b[A\x1b[A\x1b[A\r")  # three times up: the first message
         assert "two" in terminal.wait_for(r"trace [0-9a-f]{32}[^>]*> ")
         terminal.type("\x04")
