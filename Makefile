@@ -2,6 +2,8 @@
 # make test   lint, types, unit, integration       make clean   remove what make made
 # make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Helm
 # make bench  the benchmarks against the peers; needs wrk and Node.js
+# make clients  AWS's clients for Python, JavaScript, Go and Java; needs Node.js with npm, Go, and a JDK with Maven
+# make docs   the documentation as a site, in build/docs; make reference writes docs/settings.md
 # make reliability  overload, faults, ends and a long load, ours and the official SDK; an hour
 
 PORT ?= 8080
@@ -15,7 +17,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e bench reliability fuzz audit dashboards lock clean
+.PHONY: run test lint types e2e bench clients reliability fuzz audit pictures dashboards docs reference lock clean
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -38,12 +40,12 @@ test: lint types
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive service telemetry grafana app.py
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive service telemetry grafana docs app.py
 
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# Needs prometheus, promtool, nginx, haproxy, bwrap and wrk on the PATH; makes environments of its own for the peers and the tracing backend.
+# Needs prometheus, promtool, nginx, haproxy, bwrap, wrk, chromium, node and npm on the PATH; makes environments of its own for the peers and the tracing backend.
 e2e: $(VENV)/.installed-e2e
 	$(BIN)/python -m pytest $(BESIDE) tests/e2e
 	$(BIN)/python -m pytest -m serial tests/e2e
@@ -51,6 +53,10 @@ e2e: $(VENV)/.installed-e2e
 $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/e2e.txt
 	@touch $@
+
+# What e2e does with AWS's clients, and the same with those of Go and Java.
+clients: $(VENV)/.installed-e2e
+	AWS_CLIENTS="boto3 npm go java" $(BIN)/python -m pytest tests/e2e/test_aws_clients.py
 
 # A quarter of an hour: every candidate, load and number of connections, five rounds each.
 bench: $(INSTALLED)
@@ -79,9 +85,27 @@ ONLY ?= all
 reliability: $(VENV)/.installed-e2e
 	$(BIN)/python -m tests.reliability $(ONLY)
 
+# Takes the picture of the playground in docs/images anew; needs chromium on the PATH, and looks best with the fonts Inter and JetBrains Mono.
+pictures: $(INSTALLED)
+	$(BIN)/python -m tests.e2e.playground_picture
+
 # Writes the dashboards and alert rules for Grafana, Prometheus and the chart.
 dashboards: $(VENV)/.installed-e2e
 	$(BIN)/python -m grafana.generate
+
+# The site, every warning an error: build/docs/index.html. Nothing is fetched but, once, the tools.
+docs: .venv-docs/.installed
+	.venv-docs/bin/sphinx-build --fresh-env --write-all --fail-on-warning --keep-going --quiet \
+		--conf-dir docs --doctree-dir build/doctrees . build/docs
+
+.venv-docs/.installed: requirements/docs.txt
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --requirement requirements/docs.txt
+	@touch $@
+
+# Writes docs/settings.md.
+reference: $(INSTALLED)
+	$(BIN)/python -m docs.settings_reference
 
 # The files carry hashes and name no index.
 lock: $(INSTALLED)
@@ -94,16 +118,24 @@ lock: $(INSTALLED)
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/dev.txt \
 		--extra tests --extra e2e pyproject.toml --output-file requirements/e2e.txt
-
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements/dev.txt \
+		--extra docs pyproject.toml --output-file requirements/docs.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/benchmarks/peer-traced.in --output-file tests/benchmarks/requirements-peer-traced.txt
-	for name in adot moved otel; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	for name in adot otel; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/$$name.in pyproject.toml --output-file tests/e2e/requirements-$$name.txt || exit; done
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		tests/e2e/moved.in examples/*/requirements.txt pyproject.toml --output-file tests/e2e/requirements-moved.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/oidc.in --output-file tests/e2e/requirements-oidc.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		tests/e2e/browser.in --output-file tests/e2e/requirements-browser.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/fuzz/coverage.in --output-file tests/fuzz/requirements-coverage.txt
@@ -117,4 +149,4 @@ lock: $(INSTALLED)
 		--output-file requirements/build.txt -
 
 clean:
-	rm -rf .venv .venv-* .npm-peer .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-* .npm-peer .npm-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,4 +1,4 @@
-"""The quick-start agent. Serve it with ``litestar run --port 8080``; the README has a request for all that it does."""
+"""The quick-start agent. Serve it with ``litestar run --port 8080``; the README and docs/quick-start.md talk to it."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,8 +1,15 @@
-"""What the workers of pytest-xdist need of every test."""
+"""What every test needs, whoever runs it: a shell in the background, or a worker of pytest-xdist."""
 
+import signal
 from collections.abc import Generator
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Have what tests start end by Ctrl-C: a shell has its background ignore it, and that is handed on."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,7 +13,13 @@ from litestar.types import Message, Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
 from litestar_agentcore.disconnects import DisconnectWatcher
-from litestar_agentcore.errors import BrokenResponseError, author_exception_handler, headers_of, status_of
+from litestar_agentcore.errors import (
+    BrokenResponseError,
+    ExceptionHandlers,
+    author_exception_handler,
+    headers_of,
+    status_of,
+)
 from litestar_agentcore.gathered_writes import gather, writes_to_server
 from litestar_agentcore.protocol.context import RequestValues
 from litestar_agentcore.protocol.headers import response_headers
@@ -201,6 +207,12 @@ class Answer(Running):
         """
         return encode(ErrorAnswer(message) if self._expose_errors else internal_error(self.values.request_id))
 
+    @property
+    def exception_handlers(self) -> ExceptionHandlers:
+        """The exception handlers that hold for what a handler raises."""
+        handlers: ExceptionHandlers = self._scope["route_handler"].resolve_exception_handlers()
+        return handlers
+
     def describe(self, error: BaseException) -> Failure:
         """Log what a handler raised, record it, and make of it what the client is to be told. On the handler's side.
 
@@ -213,10 +225,11 @@ class Answer(Running):
         if isinstance(error, Refusal):  # the payload does not fit its type
             return Failure(error)
         self.note(error)
-        if isinstance(error, Exception):
-            handlers = self._scope["route_handler"].resolve_exception_handlers()
-            if (handle := author_exception_handler(error, handlers)) is not None:
-                return Failure(error, handle)
+        if (
+            isinstance(error, Exception)
+            and (handle := author_exception_handler(error, self.exception_handlers)) is not None
+        ):
+            return Failure(error, handle)
         status = status_of(error)
         if status is None:
             logger.error("The handler raised", exc_info=error)
@@ -272,6 +285,21 @@ class Answer(Running):
         if before_end is not None:
             await before_end()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def refuse(
+        self,
+        refusal: Refusal,
+        headers: list[RawHeader] | None = None,
+        before_end: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        """Answer with what the service itself has to say, in the place of the agent.
+
+        Args:
+            refusal: What that is.
+            headers: Headers besides those of every answer.
+            before_end: As in :meth:`value`.
+        """
+        await self.value(encode(refusal.answer), refusal.status, headers, before_end)
 
     async def close_without_client(self) -> None:
         """End an exchange whose client has left, with the answer that a middleware around it may insist on."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from agentcore_telemetry.log_handlers import server_level
 from litestar import Litestar
 from litestar.openapi import OpenAPIConfig
 
@@ -20,7 +19,7 @@ from litestar_agentcore.controllers.invocations import FastPath
 from litestar_agentcore.errors import exception_handlers
 from litestar_agentcore.lost_connections import client_send
 from litestar_agentcore.plugin import APP_LOGGER, AgentCorePlugin
-from litestar_agentcore.server import server_options
+from litestar_agentcore.server import run_options
 from litestar_agentcore.worker_processes import import_string, is_being_imported_by_worker
 
 logger = logging.getLogger(__name__)
@@ -142,16 +141,8 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             ValueError: Several workers are asked for, and they could not import the app.
             RuntimeError: A worker process runs the script that calls this, and the call is not guarded.
         """
-        options: dict[str, Any] = {
-            "host": host or default_host(),
-            "port": port,
-            "access_log": self.debug,
-            "log_level": server_level(self.agent.settings.log_level).lower(),
-        }
-        if self._plugin.log_setup.configure_server():
-            options["log_config"] = None
-        options |= kwargs
-        options = server_options(self.agent.settings, options.pop("http", "auto"), options.pop("ws", "auto")) | options
+        address = {"host": host or default_host(), "port": port}
+        options = run_options(self.agent.settings, self._plugin.log_setup, self.debug, address | kwargs)
         uvicorn.run(self._for_workers(options), **options)
 
     def _for_workers(self, options: dict[str, Any]) -> Any:

@@ -58,6 +58,7 @@ class AsgiBridge:
         self._room: asyncio.Future[None] | None = None
         self._outgoing: deque[tuple[Any, _Sent]] = deque()
         self._sender: asyncio.Task[None] | None = None
+        self._cut_off = False
         self._sending = asyncio.Semaphore(QUEUE_MESSAGES)
         self._reader = callbacks.loop.create_task(self._read())
 
@@ -141,29 +142,42 @@ class AsgiBridge:
 
     def _enqueue(self, message: Any, sent: _Sent) -> None:
         self._outgoing.append((message, sent))
-        if self._sender is None:
+        if self._cut_off:
+            self._fail_unsent()
+        elif self._sender is None:
             self._sender = self._callbacks.loop.create_task(self._send_queued())
+            self._sender.add_done_callback(self._sender_ended)
 
     async def _send_queued(self) -> None:
         while self._outgoing:
-            message, sent = self._outgoing.popleft()
+            message, sent = self._outgoing[0]
             error: Exception | None = None
             try:
                 await self._send(message)
-            except asyncio.CancelledError:
-                self._agent_loop.call_soon_threadsafe(self._settle, sent, ConnectionError("the connection was closed"))
-                raise
             except Exception as raised:
                 error = raised
+            self._outgoing.popleft()
             self._agent_loop.call_soon_threadsafe(self._settle, sent, error)
         self._sender = None
+
+    def _sender_ended(self, sender: "asyncio.Task[None]") -> None:
+        if self._sender is sender:  # it was cancelled, perhaps before its first step
+            self._sender = None
+            self._fail_unsent()
+
+    def _fail_unsent(self) -> None:
+        while self._outgoing:
+            _, sent = self._outgoing.popleft()
+            self._agent_loop.call_soon_threadsafe(self._settle, sent, ConnectionError("the connection was closed"))
 
     async def close(self, *, wait: bool) -> None:
         """Stop receiving: a task that outlives its handler learns that the connection is closed. On the accepting loop.
 
         Args:
-            wait: Whether to wait until what was sent has left.
+            wait: Whether to wait until what was sent has left. Else that is cut off, and what is sent from now on
+                raises ``ConnectionError``.
         """
+        self._cut_off = not wait
         self._reader.cancel()
         self._received.append(_CLOSED[self._protocol])
         if self._waiting:
@@ -178,6 +192,10 @@ class AsgiBridge:
 def _size_of(message: Any) -> int:
     body = message.get("bytes") or message.get("text") or message.get("body")
     return len(body) if body else 0
+
+
+_serving: set[asyncio.Task[None]] = set()
+"""Kept until their end, also where who waited for them was cancelled: asyncio itself has but weak references."""
 
 
 async def serve_on_agent_loop(
@@ -215,7 +233,14 @@ async def serve_on_agent_loop(
             error = raised
         callbacks.call_soon(_settle, outcome, error)
 
+    def end(task: "asyncio.Task[None]") -> None:
+        _serving.discard(task)
+        if task.cancelled():  # before its first step: after it, it is settled already
+            callbacks.call_soon(_settle, outcome, asyncio.CancelledError())
+
     task = execution.spawn(run(), copy_context(), name)
+    _serving.add(task)
+    task.add_done_callback(end)
     if on_task is not None:
         on_task(task)
     try:

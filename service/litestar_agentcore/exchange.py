@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from agentcore_telemetry.recording import InvocationRecord
 from litestar.types import Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
@@ -28,7 +29,7 @@ from litestar_agentcore.protocol.models import (
     too_many_invocations,
     too_slow_body,
 )
-from litestar_agentcore.protocol.serialization import decode_body, encode
+from litestar_agentcore.protocol.serialization import decode_body
 from litestar_agentcore.request_body import discard_body, keep_body, read_body
 from litestar_agentcore.responses import as_responder
 from litestar_agentcore.runtime.admission import Admission
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from litestar import Response
 
 logger = logging.getLogger(__name__)
+
+BeginRecord = Callable[[Any, Any, str | None, str | None], InvocationRecord]
+"""Begins to record an invocation: its scope, the parent of its span, its ``Host`` and its ``User-Agent``."""
 
 _CLOSING_STATUSES = frozenset({408, 413, 431, 503})
 """With these, the client had better ask elsewhere, or on another connection."""
@@ -87,11 +91,16 @@ class InvocationExchange:
         authentication: Who may invoke it; ``None`` for everybody.
     """
 
+    answer_type: ClassVar[type[Answer]] = Answer
+    """In what form the answers leave."""
+
     def __init__(self, agent: Agent, debug: bool, authentication: Authentication | None = None) -> None:
         self._agent = agent
         self._debug = debug
         self._authentication = authentication
         settings = agent.settings
+        self._begin_record: BeginRecord = agent.telemetry.invocation
+        self._max_body_bytes = settings.max_body_bytes
         self._stream_limits = StreamLimits.of(settings)
         self._invocation_seconds = settings.invocation_timeout_seconds
         self._body_idle_seconds = settings.body_idle_seconds
@@ -115,10 +124,12 @@ class InvocationExchange:
         values = request.values
         parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
-        record = telemetry.invocation(scope, parent, request.host, request.user_agent)
+        record = self._begin_record(scope, parent, request.host, request.user_agent)
         loop = asyncio.get_running_loop()
         send = client_send(send)
-        answer = Answer(scope, send, headers, record, values, agent.running, loop, agent.settings.expose_errors)
+        answer = self.answer_type(
+            scope, send, headers, record, values, agent.running, loop, agent.settings.expose_errors
+        )
         kept = None
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)
@@ -178,7 +189,7 @@ class InvocationExchange:
         disconnects = clients.disconnects
         self._check(request)
         body = answer.request_body = await read_body(
-            request, scope, receive, agent.settings.max_body_bytes, clients.bodies, answer
+            request, scope, receive, self._max_body_bytes, clients.bodies, answer
         )
         if body is None:
             logger.info("The client went away before its request was complete")
@@ -308,7 +319,7 @@ class InvocationExchange:
             headers.append(CLOSE)
         if unread and not request.expects:
             before_end = partial(discard_body, scope, receive, _LINGER_SECONDS)
-        await answer.value(encode(refused.answer), status, headers, before_end)
+        await answer.refuse(refused, headers, before_end)
 
     def _log_overload(self) -> None:
         """Log that invocations find no place: not each, which under overload would be hundreds of lines a second."""
@@ -326,14 +337,14 @@ class InvocationExchange:
         answer.record.interrupt("timeout")
         refusal = timed_out(self._invocation_seconds)
         logger.warning("The invocation took longer than %g s, and is cancelled", self._invocation_seconds)
-        await answer.value(encode(refusal.answer), refusal.status)
+        await answer.refuse(refusal)
 
     async def _expire(self, answer: Answer) -> None:
         """Tell a client whose invocation was cancelled because the service ends, where that still can be told."""
         answer.record.interrupt("cancelled")
         if not answer.started:
             refusal = session_stopped() if answer.stopped else shutting_down()
-            await answer.value(encode(refusal.answer), refusal.status, None if answer.stopped else [CLOSE])
+            await answer.refuse(refusal, None if answer.stopped else [CLOSE])
 
     async def _answer_failure(self, failure: Failure, scope: Scope, receive: Receive, answer: Answer) -> None:
         error = failure.error

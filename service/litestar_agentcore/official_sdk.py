@@ -36,8 +36,8 @@ class _ContextFinder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != MODULE:
             return None
-        for finder in sys.meta_path:
-            find_spec = None if finder is self else getattr(finder, "find_spec", None)
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            find_spec = getattr(finder, "find_spec", None)
             spec: ModuleSpec | None = None if find_spec is None else find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None and hasattr(spec.loader, "exec_module"):
@@ -66,7 +66,7 @@ class _ContextLoader(Loader):
 
 def _share_with(module: ModuleType) -> None:
     theirs, ours = getattr(module, "BedrockAgentCoreContext", None), BedrockAgentCoreContext
-    if theirs is None:
+    if theirs is None or theirs is ours:
         return
     before = [(name, getattr(theirs, f"get_{name}", lambda: None)()) for name in _SET_OUTSIDE_REQUESTS]
     for name in vars(ours):

@@ -28,6 +28,8 @@ from litestar.plugins import OpenAPISchemaPlugin, OpenAPISchemaPluginProtocol
 from litestar.typing import FieldDefinition
 
 from litestar_agentcore.protocol import headers
+from litestar_agentcore.protocol.aws_errors import AwsErrorBody
+from litestar_agentcore.protocol.data_plane import LIMITS
 from litestar_agentcore.protocol.models import ErrorAnswer, PingAnswer, ReadyAnswer
 from litestar_agentcore.runtime.agent import Agent
 
@@ -180,6 +182,117 @@ def invocation_operation(agent: Agent) -> type[Operation]:
                     media_type.schema = inline
 
     return InvocationOperation
+
+
+_ARN = Schema(
+    type=OpenAPIType.STRING,
+    pattern=r"^([a-zA-Z0-9_-]{1,256}|arn:aws[a-z-]*:bedrock-agentcore:[a-z0-9-]+:[0-9]{12}:runtime/[a-zA-Z0-9_-]+)$",
+    description="The ARN of the runtime, percent-encoded, or an agent's id",
+)
+_ACCOUNT_ID = Schema(type=OpenAPIType.STRING, pattern="^[0-9]{12}$")
+_SESSION_SCHEMA = Schema(type=OpenAPIType.STRING, min_length=33, max_length=256, pattern=r"^[\x21-\x7e]+$")
+_QUALIFIER = Parameter("qualifier", "query", _TEXT, "The runtime's endpoint, of which there is one here", False)
+_ACCOUNT = Parameter("accountId", "query", _ACCOUNT_ID, "The account, where an agent's id stands for the ARN", False)
+
+
+def _limited_headers() -> list[Parameter]:
+    """The headers that the service model limits, but for the session's id."""
+    return [
+        Parameter(
+            name.decode(),
+            "header",
+            Schema(type=OpenAPIType.STRING, min_length=least or None, max_length=most),
+            f"{member} in the service model",
+            False,
+        )
+        for name, (member, least, most) in LIMITS.items()
+        if name not in {headers.SESSION_ID.lower().encode(), b"content-type", b"accept"}
+    ]
+
+
+_DATA_PLANE_ERRORS = {
+    400: "ValidationException: the payload, an id or a header makes no sense, or the payload is too large",
+    401: "UnauthorizedException: the caller has not shown who it is",
+    403: "AccessDeniedException: the caller is not let in",
+    404: "ResourceNotFoundException: it is another runtime's ARN, or there is no such session",
+    409: "ConflictException: the session was stopped while the invocation ran",
+    424: "RuntimeClientError: the agent answered with an error, or took too long",
+    429: "ThrottlingException: there is no place for it, or the service is shutting down",
+    500: "InternalServerException: anything else",
+}
+_STOP_ERRORS = frozenset({400, 401, 403, 404, 500})
+_INVOKE_ERRORS = _DATA_PLANE_ERRORS.keys() - {401}
+
+
+def data_plane_responses(*, stop: bool = False) -> dict[int, ResponseSpec]:
+    """What the OpenAPI page says of the errors of AWS's data plane.
+
+    Args:
+        stop: Whether the operation is StopRuntimeSession.
+    """
+    return {
+        status: ResponseSpec(AwsErrorBody, generate_examples=False, description=_DATA_PLANE_ERRORS[status])
+        for status in sorted(_STOP_ERRORS if stop else _INVOKE_ERRORS)
+    }
+
+
+def _add_data_plane(operation: Operation, parameters: list[Parameter]) -> None:
+    own = [Parameter("arn", "path", _ARN, required=True), _QUALIFIER, *parameters]
+    named = {parameter.name.lower() for parameter in own}
+    others = [each for each in operation.parameters or () if isinstance(each, Parameter)]
+    operation.parameters = [*own, *(each for each in others if each.name.lower() not in named)]
+    kind = OpenAPIHeader(schema=_TEXT, description="The name of the exception", required=True)
+    for status, response in (operation.responses or {}).items():
+        if isinstance(response, OpenAPIResponse):
+            response.headers = {**(response.headers or {}), **_RESPONSE_HEADERS}
+            if not status.startswith("2"):
+                response.headers["x-amzn-errortype"] = kind
+
+
+def data_plane_invocation_operation(agent: Agent) -> type[Operation]:
+    """Make the OpenAPI operation of InvokeAgentRuntime.
+
+    Args:
+        agent: The agent whose entrypoint is described, as it is when the page is asked for.
+
+    Returns:
+        A class for Litestar's ``operation_class``.
+    """
+    plain = invocation_operation(agent)
+    session = Parameter(headers.SESSION_ID, "header", _SESSION_SCHEMA, "The session; a fresh UUID4 if absent", False)
+
+    @dataclass
+    class DataPlaneInvocationOperation(plain):  # type: ignore[misc, valid-type]
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.summary = "InvokeAgentRuntime"
+            del self.responses["default"]  # an agent's error is a 424
+            _add_data_plane(self, [_ACCOUNT, session, *_limited_headers()])
+
+    return DataPlaneInvocationOperation
+
+
+_CLIENT_TOKEN = Schema(type=OpenAPIType.STRING, min_length=33, max_length=256, pattern=r"^[a-zA-Z0-9](-*[a-zA-Z0-9])*$")
+
+
+def stop_operation() -> type[Operation]:
+    """Make the OpenAPI operation of StopRuntimeSession.
+
+    Returns:
+        A class for Litestar's ``operation_class``.
+    """
+    body = Schema(type=OpenAPIType.OBJECT, properties={"clientToken": _CLIENT_TOKEN})
+
+    @dataclass
+    class StopOperation(Operation):
+        def __post_init__(self) -> None:
+            self.summary = "StopRuntimeSession"
+            session = Parameter(headers.SESSION_ID, "header", _SESSION_SCHEMA, "The session to stop", required=True)
+            content = OpenAPIMediaType(schema=body)
+            self.request_body = RequestBody({"application/json": content}, "By what a repeat of the call is known")
+            _add_data_plane(self, [session])
+
+    return StopOperation
 
 
 def _inline_schema(payload_type: Any) -> Any:

@@ -16,9 +16,11 @@ from litestar.routes import BaseRoute, HTTPRoute
 
 from litestar_agentcore.authentication import authentication_of
 from litestar_agentcore.authoring import AgentAuthoring, AnyFunction
+from litestar_agentcore.controllers.data_plane import data_plane_controller
 from litestar_agentcore.controllers.health import health_controllers
 from litestar_agentcore.controllers.invocations import invocations_controller, is_invocations_handler
 from litestar_agentcore.controllers.metrics import metrics_controller
+from litestar_agentcore.controllers.playground import declares_path, playground_controllers
 from litestar_agentcore.controllers.websocket import websocket_controller
 from litestar_agentcore.errors import report_once
 from litestar_agentcore.exchange import InvocationExchange
@@ -50,7 +52,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
     """Serves an agent inside a Litestar application, beside whatever else is there.
 
     ``Litestar(plugins=[AgentCorePlugin(handler)])`` adds ``/invocations``, ``/ping``, ``/ready``,
-    ``/metrics`` and ``/ws``. The
+    ``/metrics``, ``/ws`` and ``/runtimes/...``. The
     application keeps its own routes, middleware, exception handlers, lifespan and logging.
 
     Args:
@@ -62,6 +64,9 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         ping_path: Where ``/ping`` is, in an application that has one of its own; ``None`` leaves it out.
         ready_path: Likewise for ``/ready``.
         metrics_path: Likewise for ``/metrics``.
+        runtimes_path: Likewise for ``/runtimes``, below which AWS's own clients are answered.
+        playground_path: Likewise for ``/playground``, which is there in debug mode and where a setting says so,
+            unless the application's own ``route_handlers`` have it.
 
     Raises:
         SettingsError: An ``AGENTCORE_*`` variable makes no sense, or something that it needs is not there.
@@ -78,6 +83,8 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         ping_path: str | None = "/ping",
         ready_path: str | None = "/ready",
         metrics_path: str | None = "/metrics",
+        runtimes_path: str | None = "/runtimes",
+        playground_path: str | None = "/playground",
     ) -> None:
         super().__init__()
         self._retired = retired_variables() if settings is None else []
@@ -95,6 +102,8 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         self._ping_path = ping_path
         self._ready_path = ready_path
         self._metrics_path = metrics_path
+        self._runtimes_path = runtimes_path
+        self._playground_path = playground_path
         self._documented: list[HTTPRouteHandler] = []
         if entrypoint is not None:
             self.entrypoint(entrypoint)
@@ -115,9 +124,17 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
             *health_controllers(self.agent, self._ping_path, self._ready_path),
             websocket_controller(self.agent, authentication),
         ]
+        if self._runtimes_path is not None:
+            data_plane = data_plane_controller(self.agent, debug, authentication, self._runtimes_path)
+            app_config.route_handlers.append(data_plane)
         if self._metrics_path is not None:
             guards = [require_authentication] if settings.auth_metrics else []
             app_config.route_handlers.append(metrics_controller(self.agent, self._metrics_path, guards))
+        if self._playground_path is not None and (debug or settings.playground):
+            if declares_path(app_config.route_handlers, self._playground_path):
+                logger.warning("The playground is not served: the application has %s itself", self._playground_path)
+            else:
+                app_config.route_handlers += playground_controllers(self.agent, self._playground_path)
         if (config := app_config.openapi_config) is not None and authentication is not None:
             config = with_security_schemes(config, authentication.takes_api_keys)
             app_config.openapi_config = guarded_openapi(config) if settings.auth_schema else config

@@ -14,6 +14,7 @@ from typing import Any
 
 import h11
 import uvicorn.config
+from agentcore_telemetry.log_handlers import LogSetup, server_level
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
@@ -213,6 +214,25 @@ def server_options(settings: Settings, http: Any = "auto", ws: Any = "auto") -> 
     if ws == "auto" and hasattr(AutoWebSocketsProtocol, "handle_events"):
         options["ws"] = TolerantWebSocketProtocol
     return options
+
+
+def run_options(settings: Settings, log_setup: LogSetup, debug: bool, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with which the service has uvicorn serve, whose loggers are set up by that.
+
+    Args:
+        settings: How the service behaves.
+        log_setup: Where log lines go.
+        debug: Whether each request is logged.
+        options: The caller's own options of ``uvicorn.run``, which win.
+
+    Returns:
+        Options of ``uvicorn.run``.
+    """
+    defaults: dict[str, Any] = {"access_log": debug, "log_level": server_level(settings.log_level).lower()}
+    if log_setup.configure_server():
+        defaults["log_config"] = None
+    options = defaults | options
+    return server_options(settings, options.pop("http", "auto"), options.pop("ws", "auto")) | options
 
 
 @contextlib.contextmanager

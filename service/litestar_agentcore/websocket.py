@@ -5,6 +5,7 @@ import logging
 from functools import partial
 from typing import Any
 
+from agentcore_telemetry.recording import WebSocketRecord
 from litestar import WebSocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
@@ -13,7 +14,7 @@ from litestar_agentcore.asgi_bridge import serve_on_agent_loop
 from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.connections import NO_STATUS, ClientDisconnected, agent_websocket
 from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
-from litestar_agentcore.protocol.headers import RequestHeaders, response_headers
+from litestar_agentcore.protocol.headers import RawHeader, RequestHeaders, response_headers
 from litestar_agentcore.protocol.models import Refusal, shutting_down
 from litestar_agentcore.protocol.serialization import encode
 from litestar_agentcore.runtime.admission import Place
@@ -83,8 +84,8 @@ class WebSocketConnection:
                 await self._refuse(request.values, refused)
                 return
         values = request.values
-        if request.refusal is not None:
-            await self._refuse(values, request.refusal)
+        if (refusal := self._check(request)) is not None:
+            await self._refuse(values, refusal)
             return
         if agent.refuses_work:
             await self._refuse(values, shutting_down())
@@ -101,12 +102,23 @@ class WebSocketConnection:
             if place is not None:
                 self._release_when_ended(place)
 
+    def _check(self, request: RequestHeaders) -> Refusal | None:
+        """The refusal of a handshake that makes no sense."""
+        return request.refusal
+
+    def _begin_record(self, request: RequestHeaders, parent: Any) -> WebSocketRecord:
+        return self._agent.telemetry.websocket(self._scope, parent, request.host, request.user_agent)
+
+    def _denial(self, refusal: Refusal) -> tuple[int, bytes, list[RawHeader]]:
+        """The status, the body and the headers of the answer to a handshake that is refused."""
+        return refusal.status, encode(refusal.answer), list(refusal.headers)
+
     async def _serve(self, request: RequestHeaders) -> None:
         agent, values = self._agent, request.values
         telemetry = agent.telemetry
         parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
-        self._record = record = telemetry.websocket(self._scope, parent, request.host, request.user_agent)
+        self._record = record = self._begin_record(request, parent)
         running = Running("WebSocket", values, asyncio.get_running_loop())
         agent.running.add(running)
         kept = None if values.session_id is None else agent.sessions.begin(values.session_id)
@@ -234,10 +246,9 @@ class WebSocketConnection:
             await self._close(TRY_AGAIN_LATER if refusal.status == 503 else POLICY_VIOLATION)
             return
         ids = response_headers(values.request_id or "", values.session_id)
-        body = encode(refusal.answer)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *ids]
-        headers += refusal.headers
-        start: Any = {"type": "websocket.http.response.start", "status": refusal.status, "headers": headers}
+        status, body, own = self._denial(refusal)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *ids, *own]
+        start: Any = {"type": "websocket.http.response.start", "status": status, "headers": headers}
         await self._send(start)
         end: Any = {"type": "websocket.http.response.body", "body": body, "more_body": False}
         await self._send(end)

@@ -90,6 +90,34 @@ class Telemetry:
         """
         return WebSocketRecord(self, scope, parent, host, user_agent)
 
+    def data_plane_invocation(
+        self, route: str, scope: Scope, parent: Context, host: str | None, user_agent: str | None
+    ) -> "DataPlaneInvocationRecord":
+        """Begin to record an invocation that came by another path, in the current context.
+
+        Args:
+            route: The path's template.
+            scope: Its ASGI scope.
+            parent: The parent of its span.
+            host: Its ``Host`` header.
+            user_agent: Its ``User-Agent`` header.
+        """
+        return DataPlaneInvocationRecord(route, self, scope, parent, host, user_agent)
+
+    def data_plane_websocket(
+        self, route: str, scope: Scope, parent: Context, host: str | None, user_agent: str | None
+    ) -> "DataPlaneWebSocketRecord":
+        """Begin to record a WebSocket connection that came by another path, in the current context.
+
+        Args:
+            route: The path's template.
+            scope: Its ASGI scope.
+            parent: The parent of its span.
+            host: Its ``Host`` header.
+            user_agent: Its ``User-Agent`` header.
+        """
+        return DataPlaneWebSocketRecord(route, self, scope, parent, host, user_agent)
+
     def attributes_of(
         self, scope: Scope, method: str, route: str, host: str | None, user_agent: str | None
     ) -> dict[str, AttributeValue]:
@@ -184,14 +212,14 @@ class _ServerRecord:
         span: Any = self._span
         getattr(span, "set_attribute_unchecked", span.set_attribute)(key, value)
 
-    def _close(self, status: int | None) -> None:
+    def _close(self, status: int | None, sent_status: int | None = None) -> None:
         span = self._span
         self._ended = True
         if self._token is not None:
             otel_context.detach(self._token)
         if self._recorded:
             if status is not None:
-                self._note("http.response.status_code", status)
+                self._note("http.response.status_code", sent_status or status)
             _set_failure(span, self._exception, status)
         span.end()
 
@@ -278,6 +306,38 @@ class InvocationRecord(_ServerRecord):
         return "server_error" if self.mode == "stream" and self.error is not None else "ok"
 
 
+class DataPlaneInvocationRecord(InvocationRecord):
+    """One invocation whose answer leaves with statuses of AWS's own.
+
+    Outcome and failure are by the status that the agent, or the service, has for it.
+    """
+
+    __slots__ = ("route", "sent_status")
+
+    def __init__(
+        self,
+        route: str,
+        telemetry: Telemetry,
+        scope: Scope,
+        parent: Context,
+        host: str | None,
+        user_agent: str | None,
+    ) -> None:
+        self.route = route  # type: ignore[misc] # a class variable elsewhere
+        self.sent_status: int | None = None
+        """The HTTP status that was sent, where that is another than :attr:`status`."""
+        super().__init__(telemetry, scope, parent, host, user_agent)
+
+    def carrier(self) -> dict[str, str]:
+        """The headers that carry the context of the invocation, and its baggage, to the client."""
+        carrier: dict[str, str] = {}
+        self._telemetry.tracing.propagator.inject(carrier)
+        return carrier
+
+    def _close(self, status: int | None, sent_status: int | None = None) -> None:
+        super()._close(status, sent_status or self.sent_status)
+
+
 _STREAM_OUTCOMES = {"ok": "completed", "disconnected": "disconnected"}
 
 
@@ -302,6 +362,24 @@ class WebSocketRecord(_ServerRecord):
         """
         self._telemetry.metrics.websockets.add(-1)
         self._close(status)
+
+
+class DataPlaneWebSocketRecord(WebSocketRecord):
+    """One WebSocket connection that came by another path."""
+
+    __slots__ = ("route",)
+
+    def __init__(
+        self,
+        route: str,
+        telemetry: Telemetry,
+        scope: Scope,
+        parent: Context,
+        host: str | None,
+        user_agent: str | None,
+    ) -> None:
+        self.route = route  # type: ignore[misc] # a class variable elsewhere
+        super().__init__(telemetry, scope, parent, host, user_agent)
 
 
 class TaskRecord:

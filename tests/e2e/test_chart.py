@@ -712,6 +712,8 @@ def snake_case(name: str) -> str:
 
 def unlike_default(kind: dict[str, Any], default: Any) -> Any:
     """Another value than the default, of the kind that the schema says."""
+    if "examples" in kind:
+        return kind["examples"][0]
     if "enum" in kind:
         return next(choice for choice in kind["enum"] if choice != default)
     if kind.get("type") == "boolean":

@@ -58,6 +58,8 @@ AWS = {
 LITESTAR = ("litestar", "--app", "{app}", "run", "--port", "{port}")
 UVICORN = ("uvicorn", "{app}", "--port", "{port}")
 PYTHON = ("python", "-c", "import sys; from app import app; app.run(port=int(sys.argv[1]))", "{port}")
+RUN = ("python", "-P", "-m", "litestar_agentcore.cli.console", "run", "{app}", "--port", "{port}")
+"""What ``litestar-agent run`` is; the script itself is not in an environment that has us on its import path alone."""
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -80,6 +82,7 @@ WAYS = [
     Way("plain: litestar run", "otel", PLAIN),
     Way("plain: uvicorn", "otel", PLAIN, UVICORN),
     Way("plain: python", "otel", PLAIN, PYTHON),
+    Way("plain: litestar-agent run", "otel", PLAIN, RUN),
     Way("plain, logs exported: litestar run", "otel", PLAIN_WITH_LOGS),
     Way("plain, logs exported: python", "otel", PLAIN_WITH_LOGS, PYTHON),
     Way("AWS: litestar run", "adot", AWS),

@@ -110,9 +110,9 @@ def receive_until(connection: socket.socket, mark: bytes) -> bytes:
     return bytes(received)
 
 
-def eventually(condition: Callable[[], object]) -> None:
+def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait until a condition holds."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.02)
@@ -148,13 +148,15 @@ def app_run(module: str, port: int) -> list[str]:
 
 
 @contextmanager
-def run(command: Sequence[str], port: int, cwd: Path = ROOT) -> Iterator[ServerProcess]:
+def run(
+    command: Sequence[str], port: int, cwd: Path = ROOT, start_seconds: float = 2 * PATIENCE
+) -> Iterator[ServerProcess]:
     """Run a command that serves an agent, from the root of the repository, until the test is through with it."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
         process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=stderr)
         server = ServerProcess(port, process, stderr)
         try:
-            _wait_for_ping(server)
+            _wait_for_ping(server, start_seconds)
             yield server
         finally:
             process.kill()
@@ -175,8 +177,8 @@ def run_to_the_end(command: Sequence[str], **environment: str) -> "subprocess.Co
     )
 
 
-def _wait_for_ping(server: ServerProcess) -> None:
-    deadline = time.monotonic() + 2 * PATIENCE
+def _wait_for_ping(server: ServerProcess, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     with server.client() as client:
         while True:
             try:

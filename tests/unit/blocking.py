@@ -1,5 +1,6 @@
 """What the tests of loops and threads share: calls that block until they are let go, and a look at the threads."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,13 @@ def eventually(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.002)
+
+
+def cancel_all_before_their_first_step(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel the tasks that another thread makes while this holds the loop, as a handler in the same turn may do."""
+    eventually(lambda: asyncio.all_tasks(loop))
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
 
 
 def here() -> str:

@@ -623,6 +623,26 @@ class TestTheEndOfALifespan:
         agent.cancel_all()
         assert tidied.is_set()
 
+    def test_what_a_handler_cancels_on_its_own_way_out_is_waited_for_all_the_same(self, agent: AgentLoop) -> None:
+        begun, tidied = threading.Event(), threading.Event()
+
+        async def handler() -> None:
+            try:
+                begun.set()
+                await asyncio.Event().wait()
+            finally:
+                others = asyncio.all_tasks()
+                others.discard(asyncio.current_task())
+                for other in others:
+                    other.cancel()
+                await asyncio.sleep(0.2)
+                tidied.set()
+
+        begin(agent, handler)
+        assert begun.wait(PATIENCE)
+        agent.cancel_all()
+        assert tidied.is_set()
+
     def test_a_loop_that_is_held_is_left_alone_and_named(
         self, agent: AgentLoop, block: Block, caplog: pytest.LogCaptureFixture
     ) -> None:

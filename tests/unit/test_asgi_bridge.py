@@ -15,6 +15,7 @@ from litestar_agentcore.runtime.callbacks import callbacks_of
 from litestar_agentcore.runtime.execution import Execution
 from litestar_agentcore.runtime.threads import ThreadPool
 
+from tests.unit import blocking
 from tests.unit.blocking import PATIENCE
 
 DISCONNECT = {"type": "websocket.disconnect", "code": 1000}
@@ -291,7 +292,7 @@ class TestSending:
             sending = connection.begin(send_all(connection.bridge))
             await eventually(lambda: server.begun)
             await asyncio.sleep(0.05)
-            assert (len(server.begun), len(connection.bridge._outgoing)) == (1, module.QUEUE_MESSAGES - 1)
+            assert (len(server.begun), len(connection.bridge._outgoing)) == (1, module.QUEUE_MESSAGES)
             server.may_send.set()
             await sending
             assert server.sent == [text(number) for number in range(100)]
@@ -367,6 +368,31 @@ class TestClosing:
             await connection.bridge.close(wait=False)
             with pytest.raises(ConnectionError):
                 await sending
+            assert connection.server.sent == []
+
+        run(scenario)
+
+    @pytest.mark.parametrize("begun", [True, False])
+    def test_what_waits_behind_one_that_is_cut_off_raises_too_and_so_does_what_comes_later(self, begun: bool) -> None:
+        async def send_all(bridge: AsgiBridge) -> list[Any]:
+            sends = [bridge.send(text(number)) for number in range(module.QUEUE_MESSAGES + 2)]
+            return await asyncio.gather(*sends, return_exceptions=True)
+
+        async def scenario(connection: Connection) -> None:
+            connection.server.may_send.clear()
+            sending = connection.begin(send_all(connection.bridge))
+            if begun:
+                await eventually(lambda: connection.server.begun)
+            else:  # the task that sends is there after one turn, and begins in the next
+                blocking.eventually(lambda: connection.bridge._callbacks._callbacks)
+                await asyncio.sleep(0)
+                assert connection.bridge._sender is not None
+                assert not connection.server.begun
+            await connection.bridge.close(wait=False)
+            async with asyncio.timeout(PATIENCE):
+                assert {type(error) for error in await sending} == {ConnectionError}
+            with pytest.raises(ConnectionError):
+                await connection.send(text(1))
             assert connection.server.sent == []
 
         run(scenario)

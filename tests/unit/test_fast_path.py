@@ -684,6 +684,10 @@ def test_the_schema_is_the_same_on_either_path(handler: Callable[..., Any], take
     assert taken == ["/invocations"] * 3
 
     assert direct == schema(app_of(handler, middleware=[harmless]))
-    assert direct["paths"].keys() == {"/invocations", "/ping", "/ready"}
+    assert {path for path in direct["paths"] if not path.startswith("/runtimes/")} == {
+        "/invocations",
+        "/ping",
+        "/ready",
+    }
     assert direct["paths"]["/invocations"].keys() == {"post"}
     assert direct["paths"]["/invocations"] == schema(litestar_of(handler))["paths"]["/invocations"]

@@ -17,11 +17,13 @@ import anyio
 import httpx
 import msgspec
 import pytest
+from litestar import Response
 from litestar.testing import TestClient
 from litestar_agentcore import BedrockAgentCoreApp, BedrockAgentCoreContext, RequestContext
 from litestar_agentcore.runtime.handler import HandlerKind, inspect_handler, name_of
 
-from tests.unit.blocking import PATIENCE, eventually
+from tests.deadline import deadline
+from tests.unit.blocking import PATIENCE, cancel_all_before_their_first_step, eventually
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client, events
 
 Handler = Callable[..., Any]
@@ -1092,3 +1094,48 @@ def test_a_handler_that_asks_for_its_task_has_one_though_it_has_no_await(
     response = client.post("/invocations", json={})
     assert response.status_code == 200
     assert response.json() != "NoneType"
+
+
+async def streams_numbers(payload: Any) -> AsyncIterator[int]:
+    yield 1
+
+
+def returns_a_coroutine(payload: Any) -> Any:
+    return awaits(payload)
+
+
+def returns_an_async_generator(payload: Any) -> Any:
+    return streams_numbers(payload)
+
+
+def returns_a_response(payload: Any) -> Response[Any]:
+    return Response(payload)
+
+
+@pytest.mark.parametrize("handler", [awaits, returns_a_coroutine, returns_a_response], ids=name_of)
+def test_one_that_is_cancelled_before_its_first_step_is_answered_500(
+    app: BedrockAgentCoreApp, client: Client, handler: Handler
+) -> None:
+    app.entrypoint(handler)
+    loop = app.agent.execution.agent_loop.loop
+    loop.call_soon_threadsafe(cancel_all_before_their_first_step, loop)
+    with deadline(PATIENCE):
+        response = client.post("/invocations", json="hi")
+    assert response.status_code == 500
+    assert response.json()["error"] in {"", "CancelledError"}  # as for one that is cancelled later
+    assert client.post("/invocations", json=["hi"]).json() == ["hi"]
+    assert not app.agent.running
+
+
+@pytest.mark.parametrize("handler", [streams_numbers, returns_an_async_generator], ids=name_of)
+def test_a_stream_that_is_cancelled_before_its_first_step_ends_with_an_error(
+    app: BedrockAgentCoreApp, client: Client, handler: Handler
+) -> None:
+    app.entrypoint(handler)
+    loop = app.agent.execution.agent_loop.loop
+    loop.call_soon_threadsafe(cancel_all_before_their_first_step, loop)
+    with deadline(PATIENCE):
+        (event,) = events(client.post("/invocations", json="hi"))
+    assert event["error_type"] == "CancelledError"
+    assert events(client.post("/invocations", json="hi")) == [1]
+    assert not app.agent.running

@@ -1,8 +1,10 @@
 """Sessions: what is known of each, how they are stopped, and when the author's hook is called."""
 
 import asyncio
+import gc
 import json
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -228,6 +230,41 @@ def test_an_idle_session_is_ended_once(kind: str, monkeypatch: pytest.MonkeyPatc
 
     asyncio.run(main())
     assert len(called) == 2
+
+
+@pytest.mark.usefixtures("where")
+def test_the_hook_of_an_idle_session_is_kept_until_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTCORE_SESSION_IDLE_SECONDS", "1000")
+    app = busy_app(Ended())
+    waiting: list[weakref.ref[asyncio.Future[None]]] = []
+    ended: list[str] = []
+
+    @app.session_end
+    async def hook(session_id: str) -> None:
+        proceed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting.append(weakref.ref(proceed))
+        await proceed
+        ended.append(session_id)
+
+    sessions = app.agent.sessions
+    now = 0.0
+    sessions._clock = lambda: now
+
+    async def main() -> None:
+        nonlocal now
+        async with living(app):
+            await invoke(app, "one", "now")
+            now = 1000.0
+            sessions.end_idle()
+            await eventually(lambda: waiting)
+            await asyncio.sleep(0.05)  # the step that told of it is over
+            gc.collect()
+            proceed = waiting[0]()
+            assert proceed is not None, "the task was forgotten"
+            proceed.get_loop().call_soon_threadsafe(proceed.set_result, None)
+            await eventually(lambda: ended == ["one"])
+
+    asyncio.run(main())
 
 
 def test_idle_sessions_are_looked_for_without_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:

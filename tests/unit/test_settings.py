@@ -32,6 +32,13 @@ VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_PARKED_THREADS", 1000, "8", 8, ["0", "-1", "1.5", "many"]),
     ("AGENTCORE_STREAM_BUFFER_BYTES", 64 * 1024, "1", 1, ["0", "-1", "1.5", "64k"]),
     ("AGENTCORE_PING_TIMEOUT_SECONDS", 0.5, "0.25", 0.25, ["0", "-1", "nan", "1e999", "soon", "1s"]),
+    (
+        "AGENTCORE_RUNTIME_ARN",
+        "",
+        "arn:aws:bedrock-agentcore:local:000000000000:runtime/local",
+        "arn:aws:bedrock-agentcore:local:000000000000:runtime/local",
+        ["local", "arn:aws:s3:::bucket", "arn:aws:bedrock-agentcore:local:1:runtime/local"],
+    ),
     ("AGENTCORE_LOG_LEVEL", "INFO", "WARNING", "WARNING", ["LOUD", "20", "TRACE", "NOTSET"]),
     ("AGENTCORE_LOG_FORMAT", "auto", "text", "text", ["xml", "off"]),
     (
@@ -48,6 +55,7 @@ VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_AUTH_METRICS", False, "true", True, ["maybe", "2"]),
     ("AGENTCORE_AUTH_SCHEMA", False, "1", True, ["maybe"]),
     ("AGENTCORE_EXPOSE_ERRORS", True, "False", False, ["never", "-1"]),
+    ("AGENTCORE_PLAYGROUND", False, "true", True, ["maybe", "2"]),
 ]
 WORDS = [
     (variable, word)

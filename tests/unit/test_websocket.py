@@ -17,6 +17,8 @@ from litestar.testing import TestClient
 from litestar.types import Message, Receive, Scope, Send
 from litestar_agentcore import BedrockAgentCoreApp, BedrockAgentCoreContext, RequestContext
 
+from tests.deadline import deadline
+from tests.unit.blocking import PATIENCE, cancel_all_before_their_first_step
 from tests.unit.conftest import REQUEST_ID, SESSION_ID, Client, LogLines
 
 Socket = WebSocket[Any, Any, Any]
@@ -196,6 +198,17 @@ def test_a_handler_that_raises_closes_the_connection_with_1011_and_is_logged(
     (line,) = [line for line in log.lines if line["level"] == "ERROR"]
     assert (line["requestId"], line["sessionId"]) == ("r", "s")
     assert line["errorType"] in {"RuntimeError", "SystemExit"}
+
+
+def test_a_handler_that_is_cancelled_before_its_first_step_closes_the_connection_with_1011(
+    app: BedrockAgentCoreApp, client: Client
+) -> None:
+    app.websocket(returns)
+    loop = app.agent.loop.loop
+    loop.call_soon_threadsafe(cancel_all_before_their_first_step, loop)
+    with deadline(PATIENCE):
+        assert close_code(client) == 1011
+    assert not app.agent.running
 
 
 def test_a_handler_that_raises_ends_no_other_connection(app: BedrockAgentCoreApp, client: Client) -> None:

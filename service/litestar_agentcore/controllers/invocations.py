@@ -24,6 +24,7 @@ from litestar_agentcore.runtime.agent import Agent
 
 PATH = "/invocations"
 ROUTE_NAME = "agentcore-invocations"
+DATA_PLANE_ROUTE_NAME = "agentcore-invoke-agent-runtime"
 
 
 class InvocationResponse(Response[None]):
@@ -213,5 +214,5 @@ def invocations_controller(
 
 
 def is_invocations_handler(handler: object) -> bool:
-    """Tell the route handler of ``/invocations`` from others."""
-    return isinstance(handler, HTTPRouteHandler) and handler.name == ROUTE_NAME
+    """Tell a route handler that invokes the agent from others."""
+    return isinstance(handler, HTTPRouteHandler) and handler.name in (ROUTE_NAME, DATA_PLANE_ROUTE_NAME)

@@ -22,6 +22,13 @@ SecondsOrOff = Annotated[float, msgspec.Meta(ge=0)]
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
+RUNTIME_ARN = (
+    r"^(?P<runtime>arn:aws[a-z-]*:bedrock-agentcore:[a-z0-9-]+:(?P<account>[0-9]{12}):runtime/(?P<id>[a-zA-Z0-9_-]+))"
+    r"(?:/runtime-endpoint/[a-zA-Z0-9_-]+)?\Z"
+)
+"""The ARN of an agent runtime, or of an endpoint of it."""
+
+
 class SettingsError(ValueError):
     """An ``AGENTCORE_*`` variable holds a value that makes no sense. The message names the variable."""
 
@@ -51,10 +58,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     stall_seconds: PositiveSeconds = 0.1
-    """How long a handler may hold the agent's event loop before the log names it, in seconds."""
+    """How long a handler may hold the agent's event loop before that is counted and the log names it, in seconds."""
 
     sync_threads: PositiveInt = 64
-    """How many threads serve plain (not ``async``) handlers. Invocations beyond that wait for one."""
+    """How many threads serve plain handlers, and ``async`` ones without an ``await``. Further invocations wait."""
 
     parked_threads: PositiveInt = 1000
     """How many threads of plain generators may be parked, because their clients read slowly, beside ``sync_threads``.
@@ -91,7 +98,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     queue_size: Annotated[int, msgspec.Meta(ge=0)] = 100
-    """How many invocations may wait for a place; with 0 none does. One more is answered 429 at once."""
+    """How many invocations may wait for a place; with 0 none does. One more is answered 429, with ``Retry-After``."""
 
     queue_timeout_seconds: SecondsOrOff = 10.0
     """How long an invocation may wait for a place before it is answered 429; 0 for as long as it takes."""
@@ -127,8 +134,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     agent_name: str = ""
     """What the agent is called in telemetry; its entrypoint's name by default. The variable is ``AGENT_NAME``."""
 
+    runtime_arn: Annotated[str, msgspec.Meta(pattern=RUNTIME_ARN)] = ""
+    """The ARN that ``/runtimes/{arn}/...`` is served for; unset for any."""
+
     log_format: Literal["auto", "json", "text", "none"] = "auto"
-    """The form of log lines: ``json``, ``text``, by default ``text`` at a terminal alone; ``none`` sets up none."""
+    """The form of log lines: ``json``, or ``text`` for people.
+
+    ``auto`` is ``text`` at a terminal and ``json`` elsewhere; ``none`` sets up no logging.
+    """
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     """The level from which on log lines are written, where the service sets up logging."""
@@ -161,6 +174,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     auth_schema: bool = False
     """Whether ``/schema`` is for authenticated callers alone."""
 
+    playground: bool = False
+    """Whether ``/playground`` is there: a page to try the agent on. It is in debug mode too."""
+
     expose_errors: bool = True
     """Whether a 500, and the last event of a stream that failed, tells what was raised, or the request's id alone."""
 
@@ -182,13 +198,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         environment = os.environ if environment is None else environment
         values: dict[str, object] = {}
         for field in msgspec.structs.fields(cls):
-            variable = _VARIABLES.get(field.name, PREFIX + field.name.upper())
+            variable = variable_of(field.name)
             if text := environment.get(variable, "").strip():
                 try:
                     values[field.name] = _parse(text, field.type)
                 except (msgspec.ValidationError, ValueError) as error:
                     raise SettingsError(f"{variable}={environment[variable]!r} makes no sense: {error}") from None
         return cls(**values)  # type: ignore[arg-type]
+
+
+def variable_of(field: str) -> str:
+    """The variable that a setting is read from.
+
+    Args:
+        field: The name of its field in :class:`Settings`.
+    """
+    return _VARIABLES.get(field, PREFIX + field.upper())
 
 
 def _parse(text: str, kind: Any) -> object:

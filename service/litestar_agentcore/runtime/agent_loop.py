@@ -12,7 +12,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Coroutine
-from contextvars import Context, copy_context
+from contextvars import Context
 from functools import partial
 from time import monotonic
 from types import FrameType
@@ -60,15 +60,6 @@ class _DaemonExecutor(concurrent.futures.Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._pool.close()
-
-
-class _HandlerTask(asyncio.Task[None]):
-    """A task that the watchdog can name, and log in the context of."""
-
-    __slots__ = ("context", "handler")
-
-    handler: str
-    context: Context
 
 
 class _Selector(selectors.DefaultSelector):
@@ -120,12 +111,12 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         self._wake_requested.acquire()
         self._batching: int | None = None
         self._waker: asyncio.AbstractEventLoop | None = None
-        self._started: dict[asyncio.Task[Any], Context] = {}
+        self._started: set[asyncio.Task[Any]] = set()
         self._ended = False
         self.thread: threading.Thread | None = None
         _loops.add(self)
         # On the object, since nest_asyncio replaces the methods of the class.
-        self.run_until_complete = _refusing_foreign_threads(weakref.ref(self))  # type: ignore[assignment,method-assign]
+        self.run_until_complete = partial(_run_until_complete, self)  # type: ignore[method-assign]
 
     def call_soon(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
@@ -185,22 +176,16 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         A task factory is asked on the loop's own thread alone. An eager one begins a task on the thread that makes it,
         and from another thread that would break the tasks of the loop.
         """
-        context = options.get("context")
-        if context is None:
-            context = copy_context()
-        is_here = self._thread_id == threading.get_ident()  # type: ignore[attr-defined]
         make: Callable[[], asyncio.Task[Any]]
-        if is_here and self.get_task_factory() is not None:
+        if self._thread_id == threading.get_ident():  # type: ignore[attr-defined]
             make = partial(super().create_task, coro, **options)
         else:
-            options["context"] = context
-            if not is_here:
-                options.pop("eager_start", None)
+            options.pop("eager_start", None)
             make = partial(asyncio.Task, coro, loop=self, **options)
         task = make_task(coro, make)
         if not task.done():
-            self._started[task] = context
-            task.add_done_callback(self._started.pop)
+            self._started.add(task)
+            task.add_done_callback(self._started.discard)
         return task
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
@@ -210,9 +195,8 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         the interpreter's lock, and calls that are made in one turn share it.
         """
         self._batching = threading.get_ident()
-        task = _HandlerTask(coroutine, loop=self, context=context)
+        task = asyncio.Task(coroutine, loop=self, name=name, context=context)
         self._batching = None
-        task.handler, task.context = name, context
         if self.turns.waiting:
             caller = asyncio._get_running_loop()  # noqa: SLF001 - which does not raise, unlike its public twin
             if caller is None or caller is self:
@@ -275,13 +259,13 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         """What the loop runs in its present turn; asked from another thread, by the watchdog."""
         thread = self.thread
         frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None  # noqa: SLF001
-        if (task := asyncio.current_task(self)) is not None:
-            if isinstance(task, _HandlerTask):
-                return Runner(task, task.handler, task.context, frame)
-            name = getattr(task.get_coro(), "__qualname__", None) or task.get_name()
-            return Runner(task, name, self._started.get(task), frame)
         handle = _handle_of(frame)
-        return Runner(handle, "a callback", getattr(handle, "_context", None), frame)
+        context = getattr(handle, "_context", None)
+        if (task := asyncio.current_task(self)) is None:
+            return Runner(handle, "a callback", context, frame)
+        # A task of :meth:`spawn` has the name of its handler.
+        started = getattr(task.get_coro(), "__qualname__", None) if task in self._started else None
+        return Runner(task, started or task.get_name(), context, frame)
 
 
 _loops: "weakref.WeakSet[AgentEventLoop]" = weakref.WeakSet()
@@ -306,19 +290,15 @@ def _handle_of(frame: FrameType | None) -> object:
     return None
 
 
-def _refusing_foreign_threads(reference: "weakref.ref[AgentEventLoop]") -> Callable[[Any], Any]:
-    def run_until_complete(future: Any) -> Any:
-        loop: Any = reference()
-        if loop._thread_id in (None, threading.get_ident()):  # noqa: SLF001
-            return type(loop).run_until_complete(loop, future)
-        if asyncio.iscoroutine(future):
-            future.close()
-        raise RuntimeError(
-            "The agent's event loop runs in another thread and cannot be run from this one. An async handler without"
-            " an await runs in a thread of the pool: await what it wants to run, or make it a plain function"
-        )
-
-    return run_until_complete
+def _run_until_complete(loop: Any, future: Any) -> Any:
+    if loop._thread_id in (None, threading.get_ident()):  # noqa: SLF001
+        return type(loop).run_until_complete(loop, future)
+    if asyncio.iscoroutine(future):
+        future.close()
+    raise RuntimeError(
+        "The agent's event loop runs in another thread and cannot be run from this one. An async handler without"
+        " an await runs in a thread of the pool: await what it wants to run, or make it a plain function"
+    )
 
 
 def _is_emptied_queue(error: BaseException) -> bool:
@@ -382,28 +362,28 @@ class AgentLoop:
         turned = asyncio.Event()
         # Twice: what the first turn runs may schedule the first step of a task, which belongs to it.
         loop.call_soon(loop.call_soon, call_threadsafe, asyncio.get_running_loop(), turned.set)
-        try:
-            async with asyncio.timeout(seconds):
-                await turned.wait()
-        except TimeoutError:
-            return False
-        return True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(turned.wait(), seconds)
+        return turned.is_set()
 
     def cancel_all(self) -> None:
         """Cancel what runs on the loop, and wait a few seconds for it to end. Blocks; from another thread."""
         loop = self._loop
         if loop is None or loop.is_closed():
             return
-        ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         # Now: a loop that is held until the app is started again must not lose what runs then.
         tasks = asyncio.all_tasks(loop)
-        loop.call_soon(lambda: loop.create_task(_cancel_all(tasks, ended)))
-        began = loop.turns.turn_began
-        held = began and monotonic() - began > self._stall_seconds
-        try:
-            ended.result(0.1 if held else CANCEL_SECONDS + 1)
-        except TimeoutError:
-            logger.warning("The agent's event loop is still held by a handler that blocks it")
+        held = self.lag > self._stall_seconds
+        deadline = monotonic() + (0.1 if held else CANCEL_SECONDS + 1)
+        while True:
+            ended = asyncio.run_coroutine_threadsafe(_cancel_all(tasks), loop)
+            try:
+                ended.result(max(deadline - monotonic(), 0.0))
+            except concurrent.futures.CancelledError:
+                continue  # a handler's ``finally`` cancels all tasks that there are
+            except TimeoutError:
+                logger.warning("The agent's event loop is still held by a handler that blocks it")
+            return
 
 
 def _release(loop: AgentEventLoop, watchdog: Watchdog) -> None:
@@ -411,18 +391,14 @@ def _release(loop: AgentEventLoop, watchdog: Watchdog) -> None:
     loop.call_soon(loop.end_when_idle)
 
 
-async def _cancel_all(tasks: set[asyncio.Task[Any]], ended: "concurrent.futures.Future[None]") -> None:
-    try:
-        left = [task for task in tasks if not task.done()]
-        for task in left:
-            if not task.cancelling():  # else it is ending already
-                task.cancel()
-        if left:
-            _, stuck = await asyncio.wait(left, timeout=CANCEL_SECONDS)
-            for task in stuck:
-                logger.warning("A task did not end when it was cancelled: %r", task)
-    finally:
-        ended.set_result(None)
+async def _cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        if not task.cancelling():  # else it is ending already
+            task.cancel()
+    if tasks:
+        _, stuck = await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+        for task in stuck:
+            logger.warning("A task did not end when it was cancelled: %r", task)
 
 
 _inline_tasks: set[asyncio.Task[None]] = set()

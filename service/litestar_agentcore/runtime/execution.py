@@ -171,11 +171,10 @@ class HandlerCall:
                 stream = self._stream_of(handler.call(self._payload, self._context))
             except Exception as error:  # a callable object may do more than make a generator
                 return self._observer.describe(error)
-            stream.iterated_by(execution.spawn(stream.iterate(), context, handler.name))
+            self._spawn_stream(stream, context)
             return stream
         if handler.kind is HandlerKind.COROUTINE:
-            start = partial(handler.call, self._payload, self._context)
-            self._task = execution.spawn(self._run_async(start), context, handler.name)
+            self._spawn(partial(handler.call, self._payload, self._context), context)
         else:
             execution.pool.submit(partial(context.run, self._run_in_thread))
         try:
@@ -208,8 +207,6 @@ class HandlerCall:
     def when_ended(self, function: Callable[[], object]) -> None:
         """Call a function once the handler's code has ended, on whichever thread that is; at once where it has."""
         self._on_end = function
-        if self._task is not None:
-            self._task.add_done_callback(self._end_unbegun)
         if self._ended:
             function()
 
@@ -219,14 +216,19 @@ class HandlerCall:
         elif isinstance(result, EventStream):
             result.close()  # the task that asked was cancelled
 
+    def _spawn(self, start: Callable[[], Awaitable[Any]], context: Context) -> "asyncio.Task[None]":
+        self._task = task = self._execution.spawn(self._run_async(start), context, self._handler.name)
+        task.add_done_callback(self._settle_unbegun, context=context)
+        return task
+
     def _spawn_awaitable(self, value: Awaitable[Any], context: Context) -> None:
         """Go on with what plain code returned as an async handler does."""
-        self._task = self._execution.spawn(self._run_returned(value), context, self._handler.name)
-        if self._on_end is not None:
-            self._task.add_done_callback(self._end_unbegun)
+        task = self._spawn(lambda: value, context)
+        if inspect.iscoroutine(value):
+            task.add_done_callback(lambda _: value.close())  # where it was cancelled before it was begun
 
     def _spawn_stream(self, stream: AsyncEventStream, context: Context) -> None:
-        stream.iterated_by(self._execution.spawn(stream.iterate(), context, self._handler.name))
+        stream.iterated_by(self._execution.spawn(stream.iterate(), context, self._handler.name), context)
 
     # -- On the handler's side
 
@@ -239,10 +241,10 @@ class HandlerCall:
         if not isinstance(result, EventStream):
             self._end()
 
-    def _end_unbegun(self, _: "asyncio.Task[None]") -> None:
-        """End where the task was cancelled before it began."""
+    def _settle_unbegun(self, _: "asyncio.Task[None]") -> None:
+        """Hand over that the task was cancelled before its first step, of which it ran nothing."""
         if not self._handed_over:
-            self._end()
+            self._hand_over(self._failure_of(asyncio.CancelledError()))
 
     def _end(self) -> None:
         # Here and not on the loop that asked, which may be closed by now.
@@ -258,18 +260,16 @@ class HandlerCall:
         try:
             result = self._result_of(await start())
         except BaseException as error:
-            is_dropped = isinstance(error, asyncio.CancelledError) and self._outcome.done()
-            result = None if is_dropped else self._observer.describe(error)
+            result = self._failure_of(error)
         self._hand_over(result)
         if isinstance(result, AsyncEventStream):
             await result.iterate()
         elif isinstance(result, PlainEventStream):
             self._iterate_in_thread(result)
 
-    async def _run_returned(self, value: Awaitable[Any]) -> None:
-        if self._cancelled and inspect.iscoroutine(value):
-            value.close()
-        await self._run_async(lambda: value)
+    def _failure_of(self, error: BaseException) -> Failure | None:
+        is_dropped = isinstance(error, asyncio.CancelledError) and self._outcome.done()
+        return None if is_dropped else self._observer.describe(error)
 
     def _run_in_thread(self) -> None:
         """Run plain code, or the only step of a coroutine, and iterate the plain generator that it returns."""

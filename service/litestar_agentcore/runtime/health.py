@@ -33,6 +33,10 @@ class StatusRecord(Protocol):
     def last_change(self) -> float:
         """When that changed, in seconds since the epoch."""
 
+    @property
+    def processes(self) -> int:
+        """How many processes have this status in common."""
+
     def force(self, status: PingStatus | None) -> None:
         """Set or clear the forced status."""
 
@@ -49,6 +53,8 @@ class StatusRecord(Protocol):
 
 class ProcessStatus:
     """The status of an agent that is served by this process alone."""
+
+    processes = 1
 
     def __init__(self) -> None:
         self.forced: PingStatus | None = None
@@ -91,6 +97,11 @@ class Health:
         self._probe: concurrent.futures.Future[Any] | None = None
         self._probe_thread: int | None = None
         self._complaint: str | None = None
+
+    @property
+    def function(self) -> PingFunction | None:
+        """The author's function, where there is one."""
+        return self._function
 
     def register(self, function: PingFunction) -> None:
         """Ask a function of the author's for the status from now on.

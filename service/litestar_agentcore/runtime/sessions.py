@@ -116,6 +116,8 @@ class Sessions:
         self._hook: SessionEndHook | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: set[asyncio.Task[None]] = set()
+        self._hook_calls: set[_HookCall] = set()
+        """Those of async hooks that run: asyncio itself has but weak references to their tasks."""
         self.keeps = idle_seconds > 0
         """Whether sessions are kept."""
 
@@ -269,9 +271,14 @@ class Sessions:
         return call
 
     def _spawn(self, coroutine: Any, context: Context, call: _HookCall) -> None:
+        def end(_: "asyncio.Task[None]") -> None:
+            self._hook_calls.discard(call)
+            call.end()  # also where it was cancelled before its first step
+
         def spawn() -> None:
+            self._hook_calls.add(call)
             call.task = self._execution.spawn(coroutine, context, "session_end")
-            call.task.add_done_callback(lambda _: call.end())  # it may be cancelled before its first step
+            call.task.add_done_callback(end)
 
         if self._execution.inline and self._loop is not None:
             call_threadsafe(self._loop, spawn)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
+from contextvars import Context
 from typing import Any
 
 from litestar_agentcore.protocol.models import StreamError
@@ -225,17 +226,14 @@ class AsyncEventStream(EventStream):
         if self._pause():
             await resumed.wait()
 
-    def iterated_by(self, task: "asyncio.Task[Any]") -> None:
-        """Name the task that runs :meth:`iterate`, which may be cancelled before it begins."""
+    def iterated_by(self, task: "asyncio.Task[Any]", context: Context) -> None:
+        """Name the task that runs :meth:`iterate` in a context, and end the stream where that is cancelled before."""
         self._task = task
-        if (on_end := self._on_end) is not None:
-            task.add_done_callback(lambda _: on_end())
+        task.add_done_callback(self._end_unbegun, context=context)
 
-    def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function, perhaps twice, once the generator is done or will never begin; on any thread."""
-        super().when_ended(function)
-        if self._task is not None and self._loop is None:
-            self._task.add_done_callback(lambda _: function())
+    def _end_unbegun(self, _: "asyncio.Task[Any]") -> None:
+        if self._loop is None:
+            self._end(asyncio.CancelledError())
 
     def _resume(self) -> None:
         if self._resumed is not None and self._loop is not None:

@@ -1,6 +1,7 @@
 """Threads for handlers that may block."""
 
 import logging
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -13,13 +14,8 @@ IDLE_SECONDS = 60.0
 """How long a thread that has nothing to do is kept."""
 
 
-class _Worker:
-    __slots__ = ("call", "wake")
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        self.call: Callable[[], object] | None = call
-        self.wake = threading.Lock()
-        self.wake.acquire()
+_NextCalls = queue.SimpleQueue[Callable[[], object] | None]
+"""Gives the next call to one thread; ``None`` has it end."""
 
 
 class ThreadPool:
@@ -44,7 +40,7 @@ class ThreadPool:
         self._free = size  # below 0 while calls that are about to end run besides
         self._calls: deque[Callable[[], object]] = deque()
         self._returning: deque[threading.Lock] = deque()
-        self._idle: list[_Worker] = []
+        self._idle: list[_NextCalls] = []
         self._started = 0
         self._closed = False
         self.parked = 0
@@ -72,57 +68,50 @@ class ThreadPool:
             call: What to run; it handles its own errors.
         """
         with self._lock:
-            if self._free > 0:
-                self._free -= 1
-                self._begin(call)
+            self._calls.append(call)
+            self._fill_places()
+
+    def _fill_places(self) -> None:
+        """Give each free place to who has waited for one the longest."""
+        while self._free > 0 and (self._returning or self._calls):
+            self._free -= 1
+            if self._returning:
+                self._returning.popleft().release()
             else:
-                self._calls.append(call)
+                self._begin(self._calls.popleft())
 
     def _begin(self, call: Callable[[], object]) -> None:
         if self._idle:
-            worker = self._idle.pop()
-            worker.call = call
-            worker.wake.release()
+            self._idle.pop().put(call)
         else:
             self._started += 1
             name = f"{self._name}-{self._started}"
-            threading.Thread(target=self._run, args=(_Worker(call),), name=name, daemon=True).start()
+            threading.Thread(target=self._run, args=(call,), name=name, daemon=True).start()
 
-    def _run(self, worker: _Worker) -> None:
-        while (call := worker.call) is not None:
-            worker.call = None
+    def _run(self, call: Callable[[], object] | None) -> None:
+        next_calls: _NextCalls = queue.SimpleQueue()
+        while call is not None:
             try:
                 call()
             except BaseException:  # a call handles its own errors; one that slips through must not cost a thread
                 logger.exception("A call in %s raised", threading.current_thread().name)
-            del call
+            call = None
             end_stray_child()
             with self._lock:
-                if self._free >= 0 and not self._returning and self._calls:
-                    worker.call = self._calls.popleft()
-                    continue
-                self._release_place()
-                if self._closed:
+                self._free += 1
+                self._idle.append(next_calls)
+                self._fill_places()
+                if self._closed and next_calls in self._idle:
+                    self._idle.remove(next_calls)
                     return
-                self._idle.append(worker)
-            if not worker.wake.acquire(timeout=IDLE_SECONDS):
+            try:
+                call = next_calls.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
                 with self._lock:
-                    if worker in self._idle:
-                        self._idle.remove(worker)
+                    if next_calls in self._idle:
+                        self._idle.remove(next_calls)
                         return
-                worker.wake.acquire()  # given a call in this very moment
-
-    def _release_place(self) -> None:
-        """Give the place of a call to who has waited for one the longest."""
-        self._free += 1
-        if self._free <= 0:
-            return
-        if self._returning:
-            self._free -= 1
-            self._returning.popleft().release()
-        elif self._calls:
-            self._free -= 1
-            self._begin(self._calls.popleft())
+                call = next_calls.get()  # given in this very moment
 
     def park(self, wait: Callable[[], object], is_urgent: Callable[[], bool]) -> None:
         """Wait, in the thread of a call, while another call runs in its place, where one more may be parked.
@@ -135,26 +124,28 @@ class ThreadPool:
             parks = self.parked < self._park_limit
             if parks:
                 self.parked += 1
-                self._release_place()
+                self._free += 1
+                self._fill_places()
         wait()
         if not parks:
             return
         with self._lock:
             self.parked -= 1
-            if self._free > 0 or is_urgent():
+            if is_urgent():
                 self._free -= 1
                 return
             turn = threading.Lock()
             turn.acquire()
             self._returning.append(turn)
+            self._fill_places()
         turn.acquire()
 
     def trim(self) -> None:
         """End the threads that have nothing to do."""
         with self._lock:
             idle, self._idle = self._idle, []
-        for worker in idle:
-            worker.wake.release()
+        for next_calls in idle:
+            next_calls.put(None)
 
     def close(self) -> None:
         """End every thread as soon as it has nothing to do, those included whose call runs now."""

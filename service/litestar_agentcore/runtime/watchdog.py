@@ -95,8 +95,7 @@ class Watchdog:
         turns = self._turns
         last_busy = 0.0
         while not self._stopped:
-            if self.asleep:
-                self._alarm.wait()
+            self._alarm.wait(None if self.asleep else self._interval)
             self._alarm.clear()
             self.asleep = False
             try:
@@ -111,8 +110,6 @@ class Watchdog:
                 self.asleep = True
                 if turns.turn_began:
                     self.asleep = False
-                continue
-            self._alarm.wait(self._interval)
 
     def _look(self) -> None:
         turn = self._turns.turn_began

@@ -75,6 +75,11 @@ class CommonStatus:
         """When that changed, in seconds since the epoch."""
         return (self._words()[1] >> 1) / 1000
 
+    @property
+    def processes(self) -> int:
+        """How many processes have this status in common."""
+        return 1 + len(self._directory.siblings())
+
     def force(self, status: PingStatus | None) -> None:
         """Set or clear the forced status of all workers."""
         self._write(0, _FORCED.index(status))

@@ -1,0 +1,1 @@
+"""The pages, and what generates those that say what the code says."""
