@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Annotated, Any, cast
 
 import msgspec
-from agentcore_telemetry.recording import DataPlaneInvocationRecord, WebSocketRecord
+from agentcore_telemetry.recording import DataPlaneInvocationRecord
 from litestar import Request, Response, WebSocket
 from litestar.types import Empty, Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
@@ -216,7 +216,7 @@ class DataPlaneExchange(InvocationExchange):
 
     def __init__(self, agent: Agent, debug: bool, authentication: Authentication | None, route: str) -> None:
         super().__init__(agent, debug, authentication)
-        self._begin_record = partial(agent.telemetry.data_plane_invocation, route)
+        self._begin_record = partial(agent.telemetry.data_plane_invocation, route=route)
         self._max_body_bytes = min(self._max_body_bytes, MAX_PAYLOAD_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, headers: Sequence[RawHeader] = ()) -> None:
@@ -263,8 +263,7 @@ class DataPlaneConnection(WebSocketConnection):
         scope = socket.scope
         scope["headers"] = handshake_headers(scope["headers"], scope.get("query_string", b""))
         _begin(scope)
-        super().__init__(agent, socket, authentication)
-        self._route = route
+        super().__init__(agent, socket, authentication, route)
 
     def _check(self, request: RequestHeaders) -> Refusal | None:
         asked = target(self._scope)
@@ -276,10 +275,6 @@ class DataPlaneConnection(WebSocketConnection):
         except Refusal as refusal:
             return refusal
         return super()._check(request)
-
-    def _begin_record(self, request: RequestHeaders, parent: Any) -> WebSocketRecord:
-        telemetry = self._agent.telemetry
-        return telemetry.data_plane_websocket(self._route, self._scope, parent, request.host, request.user_agent)
 
     def _denial(self, refusal: Refusal) -> tuple[int, bytes, list[RawHeader]]:
         error = error_of(refusal)

@@ -5,7 +5,6 @@ import logging
 from functools import partial
 from typing import Any
 
-from agentcore_telemetry.recording import WebSocketRecord
 from litestar import WebSocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Message, Receive, ReceiveMessage, Send
@@ -46,10 +45,14 @@ class WebSocketConnection:
         agent: The agent that is talked to.
         socket: The connection, before the handshake.
         authentication: Who may talk to it; ``None`` for everybody.
+        route: The template of its path, for spans.
     """
 
-    def __init__(self, agent: Agent, socket: AnySocket, authentication: Authentication | None = None) -> None:
+    def __init__(
+        self, agent: Agent, socket: AnySocket, authentication: Authentication | None = None, route: str = "/ws"
+    ) -> None:
         self._agent = agent
+        self._route = route
         self._authentication = authentication
         self._subprotocol: str | None = None
         """The subprotocol to accept with where the handler names none."""
@@ -106,9 +109,6 @@ class WebSocketConnection:
         """The refusal of a handshake that makes no sense."""
         return request.refusal
 
-    def _begin_record(self, request: RequestHeaders, parent: Any) -> WebSocketRecord:
-        return self._agent.telemetry.websocket(self._scope, parent, request.host, request.user_agent)
-
     def _denial(self, refusal: Refusal) -> tuple[int, bytes, list[RawHeader]]:
         """The status, the body and the headers of the answer to a handshake that is refused."""
         return refusal.status, encode(refusal.answer), list(refusal.headers)
@@ -118,7 +118,7 @@ class WebSocketConnection:
         telemetry = agent.telemetry
         parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
-        self._record = record = self._begin_record(request, parent)
+        self._record = record = telemetry.websocket(self._scope, parent, request.host, request.user_agent, self._route)
         running = Running("WebSocket", values, asyncio.get_running_loop())
         agent.running.add(running)
         kept = None if values.session_id is None else agent.sessions.begin(values.session_id)

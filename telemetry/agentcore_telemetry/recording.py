@@ -79,7 +79,9 @@ class Telemetry:
         """
         return InvocationRecord(self, scope, parent, host, user_agent)
 
-    def websocket(self, scope: Scope, parent: Context, host: str | None, user_agent: str | None) -> "WebSocketRecord":
+    def websocket(
+        self, scope: Scope, parent: Context, host: str | None, user_agent: str | None, route: str
+    ) -> "WebSocketRecord":
         """Begin to record a WebSocket connection, in the current context.
 
         Args:
@@ -87,36 +89,23 @@ class Telemetry:
             parent: The parent of its span.
             host: Its ``Host`` header.
             user_agent: Its ``User-Agent`` header.
+            route: The path's template.
         """
-        return WebSocketRecord(self, scope, parent, host, user_agent)
+        return WebSocketRecord(self, scope, parent, host, user_agent, route)
 
     def data_plane_invocation(
-        self, route: str, scope: Scope, parent: Context, host: str | None, user_agent: str | None
+        self, scope: Scope, parent: Context, host: str | None, user_agent: str | None, route: str
     ) -> "DataPlaneInvocationRecord":
-        """Begin to record an invocation that came by another path, in the current context.
+        """Begin to record an invocation that came by AWS's data plane, in the current context.
 
         Args:
-            route: The path's template.
             scope: Its ASGI scope.
             parent: The parent of its span.
             host: Its ``Host`` header.
             user_agent: Its ``User-Agent`` header.
-        """
-        return DataPlaneInvocationRecord(route, self, scope, parent, host, user_agent)
-
-    def data_plane_websocket(
-        self, route: str, scope: Scope, parent: Context, host: str | None, user_agent: str | None
-    ) -> "DataPlaneWebSocketRecord":
-        """Begin to record a WebSocket connection that came by another path, in the current context.
-
-        Args:
             route: The path's template.
-            scope: Its ASGI scope.
-            parent: The parent of its span.
-            host: Its ``Host`` header.
-            user_agent: Its ``User-Agent`` header.
         """
-        return DataPlaneWebSocketRecord(route, self, scope, parent, host, user_agent)
+        return DataPlaneInvocationRecord(self, scope, parent, host, user_agent, route)
 
     def attributes_of(
         self, scope: Scope, method: str, route: str, host: str | None, user_agent: str | None
@@ -164,9 +153,8 @@ class _ServerRecord:
     __slots__ = ("_ended", "_exception", "_recorded", "_span", "_telemetry", "_token", "error")
 
     name: ClassVar[str]
-    """What the span is called: the method and the route."""
+    """What the span is called, whichever way the request came."""
     method: ClassVar[str]
-    route: ClassVar[str]
 
     def __init__(
         self,
@@ -175,6 +163,7 @@ class _ServerRecord:
         parent: Context,
         host: str | None,
         user_agent: str | None,
+        route: str,
     ) -> None:
         self._telemetry = telemetry
         self._token = None
@@ -189,7 +178,7 @@ class _ServerRecord:
             return
         attributes = {}
         if not tracing.disabled:
-            attributes = telemetry.attributes_of(scope, self.method, self.route, host, user_agent)
+            attributes = telemetry.attributes_of(scope, self.method, route, host, user_agent)
         self._span = span = tracing.start_server_span(self.name, parent, attributes, telemetry.agent_name)
         self._recorded = span.is_recording()
         # Nothing has to be made current where there is neither a span nor anything that came with the request.
@@ -229,10 +218,16 @@ class InvocationRecord(_ServerRecord):
 
     __slots__ = ("_began", "_chunks", "interrupted", "left", "mode", "rejected", "status")
 
-    name, method, route = "POST /invocations", "POST", "/invocations"
+    name, method = "POST /invocations", "POST"
 
     def __init__(
-        self, telemetry: Telemetry, scope: Scope, parent: Context, host: str | None, user_agent: str | None
+        self,
+        telemetry: Telemetry,
+        scope: Scope,
+        parent: Context,
+        host: str | None,
+        user_agent: str | None,
+        route: str = "/invocations",
     ) -> None:
         self._began = perf_counter()
         self._chunks = 0
@@ -246,7 +241,7 @@ class InvocationRecord(_ServerRecord):
         self.interrupted: Interruption | None = None
         """Why the service ended it before it had come to its end, where it did."""
         telemetry.metrics.invocations.begin()
-        super().__init__(telemetry, scope, parent, host, user_agent)
+        super().__init__(telemetry, scope, parent, host, user_agent, route)
 
     def leave(self) -> None:
         """Record that the client went away."""
@@ -312,21 +307,12 @@ class DataPlaneInvocationRecord(InvocationRecord):
     Outcome and failure are by the status that the agent, or the service, has for it.
     """
 
-    __slots__ = ("route", "sent_status")
+    __slots__ = ("sent_status",)
 
-    def __init__(
-        self,
-        route: str,
-        telemetry: Telemetry,
-        scope: Scope,
-        parent: Context,
-        host: str | None,
-        user_agent: str | None,
-    ) -> None:
-        self.route = route  # type: ignore[misc] # a class variable elsewhere
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.sent_status: int | None = None
         """The HTTP status that was sent, where that is another than :attr:`status`."""
-        super().__init__(telemetry, scope, parent, host, user_agent)
 
     def carrier(self) -> dict[str, str]:
         """The headers that carry the context of the invocation, and its baggage, to the client."""
@@ -346,13 +332,19 @@ class WebSocketRecord(_ServerRecord):
 
     __slots__ = ()
 
-    name, method, route = "GET /ws", "GET", "/ws"
+    name, method = "GET /ws", "GET"
 
     def __init__(
-        self, telemetry: Telemetry, scope: Scope, parent: Context, host: str | None, user_agent: str | None
+        self,
+        telemetry: Telemetry,
+        scope: Scope,
+        parent: Context,
+        host: str | None,
+        user_agent: str | None,
+        route: str,
     ) -> None:
         telemetry.metrics.websockets.add()
-        super().__init__(telemetry, scope, parent, host, user_agent)
+        super().__init__(telemetry, scope, parent, host, user_agent, route)
 
     def end(self, status: int) -> None:
         """Close the span.
@@ -362,24 +354,6 @@ class WebSocketRecord(_ServerRecord):
         """
         self._telemetry.metrics.websockets.add(-1)
         self._close(status)
-
-
-class DataPlaneWebSocketRecord(WebSocketRecord):
-    """One WebSocket connection that came by another path."""
-
-    __slots__ = ("route",)
-
-    def __init__(
-        self,
-        route: str,
-        telemetry: Telemetry,
-        scope: Scope,
-        parent: Context,
-        host: str | None,
-        user_agent: str | None,
-    ) -> None:
-        self.route = route  # type: ignore[misc] # a class variable elsewhere
-        super().__init__(telemetry, scope, parent, host, user_agent)
 
 
 class TaskRecord:
