@@ -662,6 +662,16 @@ class Terminal:
         shown, self.shown = self.shown, ""
         return shown
 
+    def interrupt(self, pattern: str) -> None:
+        """Type Ctrl-C until that is answered: readline overlooks one that comes in the moment after another key."""
+        end = time.monotonic() + LONGEST
+        while not re.search(pattern, self.shown):
+            assert time.monotonic() < end, f"{pattern} was not shown: {self.shown!r}"
+            self.type("\x03")
+            while not re.search(pattern, self.shown) and select.select([self._master], [], [], 5)[0]:
+                self.shown += os.read(self._master, 65536).decode(errors="replace")
+        self.shown = ""
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait(LONGEST)
@@ -682,6 +692,9 @@ def test_at_a_terminal_lines_are_edited_answers_interrupted_and_messages_kept(ag
         terminal.wait_for("begun")
         terminal.type("\x03")
         terminal.wait_for(r"Ended by Ctrl-C[^>]*> ")
+        terminal.type("forgotten")
+        terminal.wait_for("forgotten")
+        terminal.interrupt("\n.*> ")
         terminal.type("\x1b[A\x1b[A\x1b[A\r")  # three times up: the first message
         assert "two" in terminal.wait_for(r"trace [0-9a-f]{32}[^>]*> ")
         terminal.type("\x04")
