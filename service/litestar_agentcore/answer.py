@@ -236,8 +236,7 @@ class Answer(Running):
             return Failure(error, ErrorResponse(500, self.internal_error(message_of(error))))
         log = logger.error if status >= 500 else logger.warning
         log("The handler answered with HTTP status %d", status)
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers_of(error).items()]
-        return Failure(error, ErrorResponse(status, encode({"error": getattr(error, "detail", "")}), headers))
+        return Failure(error, ErrorResponse(status, encode({"error": getattr(error, "detail", "")}), headers_of(error)))
 
     # -- On the loop that serves it
 

@@ -380,9 +380,8 @@ def exception_handler(agent: Agent) -> Callable[[Request[Any, Any, Any], Excepti
                 logger.error("%s %s failed", request.method, path, exc_info=error)
         finally:
             current_request.reset(token)
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers_of(error).items()]
         error_form = error_of(refusal, unauthorized=target(request.scope).operation == STOP)
-        return error_response(error_form, values, headers)
+        return error_response(error_form, values, headers_of(error))
 
     return answer_exception
 

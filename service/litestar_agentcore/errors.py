@@ -11,7 +11,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from litestar_agentcore.protocol.context import current_request
-from litestar_agentcore.protocol.headers import HeaderReader, response_headers, sendable_headers
+from litestar_agentcore.protocol.headers import HeaderReader, RawHeader, response_headers, sendable_headers
 from litestar_agentcore.protocol.models import ErrorAnswer, internal_error
 from litestar_agentcore.runtime.failure import message_of
 
@@ -67,8 +67,7 @@ def answer_exception(request: ServiceRequest, error: Exception, *, expose_errors
     finally:
         current_request.reset(token)
     ids = response_headers(values.request_id or "", values.session_id)
-    headers = {name.decode(): value.decode() for name, value in ids}
-    headers.update(extra)
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in [*ids, *extra]}
     return Response(answer, status_code=status, headers=headers)
 
 
@@ -141,15 +140,15 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
-def headers_of(error: BaseException) -> dict[str, str]:
-    """The response headers of an HTTP exception (``Allow``, ``Retry-After``), by name.
+def headers_of(error: BaseException) -> list[RawHeader]:
+    """The response headers of an HTTP exception (``Allow``, ``Retry-After``).
 
     Those that HTTP cannot carry are left out, and named in the log.
     """
     headers = getattr(error, "headers", None)
     if not headers or not isinstance(headers, Mapping):
-        return {}
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in sendable_headers(headers.items())}
+        return []
+    return sendable_headers(headers.items())
 
 
 def _detail_of(error: Exception, status: int) -> str:

@@ -29,6 +29,9 @@ PACKAGE_DIRECTORY = str(Path(__file__).parents[1])
 
 CALL_RUN_GUARDED = 'it must call app.run() under `if __name__ == "__main__":`'
 
+LIKELY_FILES = ("agent.py", "app.py", "main.py")
+"""What an agent's file is called most often, the likeliest first."""
+
 RunCall = Callable[..., None]
 """What takes the place of ``BedrockAgentCoreApp.run`` while the file is imported."""
 
@@ -281,5 +284,5 @@ def _refuse_to_run(*_: Any, **__: Any) -> NoReturn:
 def _file_in(directory: Path) -> Path:
     """A Python file in a directory, the likeliest one."""
     names = [path.name for path in sorted(directory.glob("*.py")) if path.name != "__init__.py"]
-    likely = [name for name in ("agent.py", "app.py", "main.py") if name in names]
+    likely = [name for name in LIKELY_FILES if name in names]
     return directory / [*likely, *names, "agent.py"][0]

@@ -14,15 +14,16 @@ import rich_click as click
 
 from litestar_agentcore.cli.client import ANSWER_SECONDS, CallError, Connection, ExitCode, connection_options
 from litestar_agentcore.cli.invocation import (
+    SESSION_ID_FORM,
     Form,
     Invocation,
     check_session_id,
-    is_session_id,
     new_session_id,
     perform,
     prepare,
 )
 from litestar_agentcore.cli.terminal import Output, duration, say
+from litestar_agentcore.protocol.headers import is_identifier
 
 _PROMPT = "> "
 _MOST_LINES = 1000
@@ -153,8 +154,8 @@ class _Conversation:
             case "/new":
                 self._session = new_session_id()
                 say(f"Session {self._session}")
-            case "/session" if argument and not is_session_id(argument):
-                say("A session id is 1 to 256 visible ASCII characters without spaces.")
+            case "/session" if argument and not is_identifier(argument):
+                say(f"A session id is {SESSION_ID_FORM}.")
             case "/session":
                 self._session = argument or self._session
                 say(f"Session {self._session}")

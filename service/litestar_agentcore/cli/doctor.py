@@ -13,7 +13,7 @@ from rich.console import Console
 
 from litestar_agentcore.app import default_host
 from litestar_agentcore.cli.agent_check import AgentCheck
-from litestar_agentcore.cli.agent_file import AgentFile, plugin_of
+from litestar_agentcore.cli.agent_file import LIKELY_FILES, AgentFile, plugin_of
 from litestar_agentcore.cli.findings import Finding, Report
 from litestar_agentcore.cli.port_check import check_port
 from litestar_agentcore.cli.run import DEFAULT_PORT
@@ -21,9 +21,6 @@ from litestar_agentcore.cli.sdk_imports import DISTRIBUTION
 from litestar_agentcore.cli.settings_check import check_settings, check_telemetry_variables, settings_in_force
 from litestar_agentcore.cli.trace_check import check_traces
 from litestar_agentcore.version import __version__
-
-DEFAULT_FILES = ("agent.py", "app.py", "main.py")
-"""What is looked at where no file is named, the first that is there."""
 
 
 @click.command("doctor")
@@ -56,7 +53,7 @@ def doctor(
     that may be secret are not shown.
     """
     if target is None:
-        target = next((name for name in DEFAULT_FILES if Path(name).is_file()), None)
+        target = next((name for name in LIKELY_FILES if Path(name).is_file()), None)
     agent = None if target is None else AgentFile.parse(target)
     report = Report.of(_check(agent, host or default_host(), port, timeout), settings_in_force(os.environ))
     if as_json:
@@ -78,7 +75,7 @@ def _check(agent: AgentFile | None, host: str, port: int, timeout: float) -> Ite
     yield from check_telemetry_variables(os.environ)
     name = "agent"
     if agent is None:
-        text = f"no file is named, and there is no {', '.join(DEFAULT_FILES)} here"
+        text = f"no file is named, and there is no {', '.join(LIKELY_FILES)} here"
         yield Finding("warning", "agent", text, "Name it to have it looked at: litestar-agent doctor FILE")
     elif any(finding.level == "failure" for finding in settings):
         yield Finding("warning", "agent", f"{agent} is not imported: it would read the settings")

@@ -17,14 +17,12 @@ from rich.text import Text
 from litestar_agentcore.cli.client import CallError, Connection, ExitCode, refused
 from litestar_agentcore.cli.events import NOT_JSON, EventStreamParser, answer_text, error_of, event_text, value_of
 from litestar_agentcore.cli.terminal import Output, PlainConsole, duration, printable, say
-from litestar_agentcore.protocol.context import VISIBLE_ASCII
-from litestar_agentcore.protocol.headers import SESSION_ID
+from litestar_agentcore.protocol.headers import SESSION_ID, is_identifier
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _ACCEPTED = "text/event-stream, application/json, */*;q=0.5"
 _LONGEST_HIGHLIGHTED = 100_000
 _MOST_WITHHELD = 1000
-_LONGEST_SESSION_ID = 256
 
 _TEXTUAL_TYPES = (
     "application/xml",
@@ -33,6 +31,10 @@ _TEXTUAL_TYPES = (
     "application/javascript",
     "application/yaml",
 )
+
+
+SESSION_ID_FORM = "1 to 256 visible ASCII characters without spaces"
+"""What a session id is, for people."""
 
 
 class Form(Enum):
@@ -88,19 +90,10 @@ def new_session_id() -> str:
     return str(uuid.uuid4())
 
 
-def is_session_id(text: str) -> bool:
-    """Whether an agent takes a session id.
-
-    Args:
-        text: The id.
-    """
-    return re.search(VISIBLE_ASCII, text) is not None and len(text) <= _LONGEST_SESSION_ID
-
-
 def check_session_id(_: click.Context, __: click.Parameter, session_id: str | None) -> str | None:
     """Refuse a session id that no agent takes, as a callback of click's."""
-    if session_id is not None and not is_session_id(session_id):
-        raise click.BadParameter("a session id is 1 to 256 visible ASCII characters without spaces.")
+    if session_id is not None and not is_identifier(session_id):
+        raise click.BadParameter(f"a session id is {SESSION_ID_FORM}.")
     return session_id
 
 

@@ -11,44 +11,18 @@ from rich.text import Text
 
 from litestar_agentcore.cli.client import CallError, Connection, ExitCode, refused
 from litestar_agentcore.cli.terminal import PlainConsole, printable, say
+from litestar_agentcore.protocol.models import SessionState, TaskInfo
 
 _NOT_SERVED = (404, 405)
 _WIDE = 250
 """The width of a table that no terminal limits."""
 
 
-class RunningJob(msgspec.Struct):
-    """An active task."""
-
-    name: str
-    duration: float
-    """For how long it has been running, in seconds."""
-
-
-class Tasks(msgspec.Struct):
-    """The active tasks, as ``get_async_task_info()`` has them."""
-
-    active_count: int
-    running_jobs: list[RunningJob]
-
-
-class Session(msgspec.Struct):
-    """A session, and what runs for it. Ages in seconds."""
-
-    session_id: str
-    age: float
-    idle: float
-    invocations: int
-    streams: int
-    websockets: int
-    tasks: int
-
-
 class State(msgspec.Struct):
     """What the commands need of ``GET /playground/state``."""
 
-    tasks: Tasks
-    sessions: list[Session]
+    tasks: TaskInfo
+    sessions: list[SessionState]
 
 
 def state_of(connection: Connection) -> State | None:

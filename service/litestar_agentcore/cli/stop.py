@@ -8,15 +8,11 @@ import rich_click as click
 
 from litestar_agentcore.cli.client import CallError, Connection, ExitCode, connection_options, refused
 from litestar_agentcore.cli.events import value_of
-from litestar_agentcore.cli.invocation import is_session_id
+from litestar_agentcore.cli.invocation import SESSION_ID_FORM
 from litestar_agentcore.cli.terminal import Output
-from litestar_agentcore.protocol.headers import SESSION_ID
-
-LOCAL_ARN = "arn:aws:bedrock-agentcore:local:000000000000:runtime/local"
-"""The ARN in the path where none is set: an agent that has none of its own takes any."""
-
-_SHORTEST_SESSION_ID = 33
-_ERROR_TYPE = "x-amzn-errortype"
+from litestar_agentcore.protocol.aws_errors import ERROR_TYPE
+from litestar_agentcore.protocol.data_plane import LOCAL_ARN, MAX_SESSION_ID, MIN_SESSION_ID
+from litestar_agentcore.protocol.headers import SESSION_ID, is_identifier
 
 
 @click.command("stop")
@@ -31,13 +27,13 @@ _ERROR_TYPE = "x-amzn-errortype"
 @connection_options(10.0)
 def stop(session: str, arn: str, connection: Connection) -> None:
     """Stop SESSION: cancel its invocations, streams, WebSockets and tasks, by AWS's StopRuntimeSession."""
-    if not is_session_id(session):
-        raise click.UsageError("A session id is 1 to 256 visible ASCII characters without spaces.")
-    if len(session) < _SHORTEST_SESSION_ID:
+    if not is_identifier(session):
+        raise click.UsageError(f"A session id is {SESSION_ID_FORM}.")
+    if len(session) < MIN_SESSION_ID:
         raise click.UsageError(
-            f"The session id has {len(session)} characters. StopRuntimeSession takes {_SHORTEST_SESSION_ID} to 256: "
-            "AWS's rule, kept on AWS's paths. A session with a shorter id ends when its work does, or "
-            "when it has been idle for long enough (AGENTCORE_SESSION_IDLE_SECONDS)."
+            f"The session id has {len(session)} characters. StopRuntimeSession takes {MIN_SESSION_ID} to "
+            f"{MAX_SESSION_ID}: AWS's rule, kept on AWS's paths. A session with a shorter id ends when its work does, "
+            "or when it has been idle for long enough (AGENTCORE_SESSION_IDLE_SECONDS)."
         )
     path = f"runtimes/{quote(arn, safe='')}/stopruntimesession"
     with connection.errors_explained(), connection.client() as client:
@@ -46,7 +42,9 @@ def stop(session: str, arn: str, connection: Connection) -> None:
         Output().line(f"Stopped {response.headers.get(SESSION_ID, session)}")
         return
     if response.status_code == 404:
-        raise _not_found(connection, session, arn, response.headers.get(_ERROR_TYPE), value_of(response.content))
+        raise _not_found(
+            connection, session, arn, response.headers.get(ERROR_TYPE.decode()), value_of(response.content)
+        )
     raise refused(connection, response)
 
 

@@ -4,8 +4,9 @@ import msgspec
 import rich_click as click
 
 from litestar_agentcore.cli.client import CallError, Connection, ExitCode, connection_options, refused
-from litestar_agentcore.cli.state import Tasks, counts_of, print_json, print_table, state_of
+from litestar_agentcore.cli.state import counts_of, print_json, print_table, state_of
 from litestar_agentcore.cli.terminal import Output, duration
+from litestar_agentcore.protocol.models import TaskInfo
 
 _ACTIVE = "agentcore_active_tasks"
 _DEBUG_ACTION = {"_agent_core_app_action": "job_status"}
@@ -25,7 +26,7 @@ def tasks(as_json: bool, debug_action: bool, connection: Connection) -> None:
     Where the playground is off, they are only counted.
     """
     if debug_action:
-        found: Tasks | None = _by_debug_action(connection)
+        found: TaskInfo | None = _by_debug_action(connection)
     else:
         state = state_of(connection)
         found = None if state is None else state.tasks
@@ -44,13 +45,13 @@ def tasks(as_json: bool, debug_action: bool, connection: Connection) -> None:
         print_table(("Task", "Running for"), [(job.name, duration(job.duration)) for job in jobs])
 
 
-def _by_debug_action(connection: Connection) -> Tasks:
+def _by_debug_action(connection: Connection) -> TaskInfo:
     with connection.errors_explained(), connection.client() as client:
         response = client.post("invocations", json=_DEBUG_ACTION)
     if not response.is_success:
         raise refused(connection, response)
     try:
-        return msgspec.json.decode(response.content, type=Tasks)
+        return msgspec.json.decode(response.content, type=TaskInfo)
     except msgspec.MsgspecError:
         raise CallError(
             f"{connection.shown_url} takes no debug actions, its handler answered: is the app made with debug=True?",

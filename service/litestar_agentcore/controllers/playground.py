@@ -13,44 +13,13 @@ from litestar.utils.path import join_paths, normalize_path
 from litestar_agentcore.guards import require_authentication
 from litestar_agentcore.playground.page import playground_page
 from litestar_agentcore.playground.payload_schema import payload_schema
-from litestar_agentcore.protocol.models import PingAnswer
+from litestar_agentcore.protocol.data_plane import LOCAL_ARN
+from litestar_agentcore.protocol.models import PingAnswer, SessionState, TaskInfo
 from litestar_agentcore.runtime.agent import Agent
 from litestar_agentcore.runtime.sessions import Session
 
-RUNTIME_ARN = "arn:aws:bedrock-agentcore:local:000000000000:runtime/local"
-"""What the page calls the agent on ``/runtimes/{arn}/...``, where no ARN is set."""
-
 _HTML = "text/html"
 _NO_STORE = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-
-
-class Job(msgspec.Struct, frozen=True):
-    """A background task that is active."""
-
-    name: str
-    duration: float
-    """Seconds since it began."""
-
-
-class Jobs(msgspec.Struct, frozen=True):
-    """The background tasks, as ``app.get_async_task_info()`` tells them; of all worker processes."""
-
-    active_count: int
-    running_jobs: list[Job]
-
-
-class SessionState(msgspec.Struct, frozen=True):
-    """What runs for a session."""
-
-    session_id: str
-    age: float
-    """Seconds since it began."""
-    idle: float
-    """Seconds since it was last active; 0 where anything runs for it."""
-    invocations: int
-    streams: int
-    websockets: int
-    tasks: int
 
 
 class PlaygroundState(msgspec.Struct, frozen=True):
@@ -58,7 +27,7 @@ class PlaygroundState(msgspec.Struct, frozen=True):
 
     ping: PingAnswer
     """What ``/ping`` says."""
-    tasks: Jobs
+    tasks: TaskInfo
     sessions: list[SessionState]
     """Of the process that answers alone, where there are several."""
     processes: int
@@ -150,7 +119,7 @@ async def _state_of(agent: Agent) -> PlaygroundState:
     now = monotonic()
     return PlaygroundState(
         ping=await agent.health.answer(),
-        tasks=msgspec.convert(agent.tasks.info(), Jobs),
+        tasks=msgspec.convert(agent.tasks.info(), TaskInfo),
         sessions=[_session_state(session, now) for session in agent.sessions.list()],
         processes=agent.health.record.processes,
     )
@@ -175,5 +144,5 @@ def _description_of(agent: Agent) -> AgentDescription:
         description=entrypoint.description if entrypoint is not None else None,
         payload_schema=payload_schema(entrypoint.payload_type) if entrypoint is not None else None,
         websocket=agent.websocket_handler is not None,
-        runtime_arn=agent.settings.runtime_arn or RUNTIME_ARN,
+        runtime_arn=agent.settings.runtime_arn or LOCAL_ARN,
     )

@@ -19,6 +19,9 @@ from litestar_agentcore.protocol.settings import RUNTIME_ARN
 
 MAX_PAYLOAD_BYTES = 100_000_000
 
+LOCAL_ARN = "arn:aws:bedrock-agentcore:local:000000000000:runtime/local"
+"""What our own clients put in the path where no ARN is set: an agent that has none of its own takes any."""
+
 CLIENT_TOKEN_PATTERN = r"^[a-zA-Z0-9](-*[a-zA-Z0-9])*\Z"  # noqa: S105 - the form of an idempotency token  # nosec B105
 
 Operation = Literal["invocations", "stopruntimesession", "ws"]

@@ -287,7 +287,7 @@ def _validated(request_id: str | None, session_id: str | None) -> tuple[str | No
         refusal = Refusal(400, "Invalid request context", str(error))
     else:
         return request_id, session_id, None
-    valid = [value if _is_valid(value) else None for value in (request_id, session_id)]
+    valid = [value if is_identifier(value) else None for value in (request_id, session_id)]
     return valid[0], valid[1], refusal
 
 
@@ -298,7 +298,12 @@ def _is_plainly_valid(identifier: str | None) -> bool:
     return 0 < len(identifier) <= 256 and identifier.isascii() and identifier.isprintable() and " " not in identifier
 
 
-def _is_valid(identifier: str | None) -> bool:
+def is_identifier(identifier: str | None) -> bool:
+    """Tell whether a text may be the id of a request or a session.
+
+    Args:
+        identifier: The text.
+    """
     try:
         msgspec.convert(identifier, Identifier)
     except msgspec.ValidationError:

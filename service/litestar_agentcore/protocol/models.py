@@ -33,6 +33,35 @@ class ReadyAnswer(msgspec.Struct, frozen=True):
     """False once the service is shutting down."""
 
 
+class RunningJob(msgspec.Struct, frozen=True):
+    """A background task that is active."""
+
+    name: str
+    duration: float
+    """Seconds since it began."""
+
+
+class TaskInfo(msgspec.Struct, frozen=True):
+    """The background tasks, as ``app.get_async_task_info()`` tells them; of all worker processes."""
+
+    active_count: int
+    running_jobs: list[RunningJob]
+
+
+class SessionState(msgspec.Struct, frozen=True):
+    """What runs for a session, in the answer of ``GET /playground/state``."""
+
+    session_id: str
+    age: float
+    """Seconds since it began."""
+    idle: float
+    """Seconds since it was last active; 0 where anything runs for it."""
+    invocations: int
+    streams: int
+    websockets: int
+    tasks: int
+
+
 class ErrorAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The body of every answer that says what went wrong."""
 
