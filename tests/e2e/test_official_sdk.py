@@ -2,9 +2,7 @@
 
 import json
 import sysconfig
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -12,6 +10,7 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
+from tests.e2e.aws_stand_in import AwsStandIn
 from tests.e2e.runtimes import HERE, ROOT, Runtime, free_ports
 
 AGENT = HERE / "migration" / "tools_agent.py.txt"
@@ -21,7 +20,7 @@ BUNDLE = f"{ACCOUNT}:configuration-bundle/prices-AbC"
 WAT = "X-Amz-Bedrock-AgentCore-Identity-WAT"
 
 
-class Aws(BaseHTTPRequestHandler):
+class Aws(AwsStandIn):
     """Answers what the agent asks AWS for."""
 
     calls: ClassVar[list[str]] = []
@@ -36,36 +35,20 @@ class Aws(BaseHTTPRequestHandler):
         self.calls.append(self.path)
         components = self.configurations.get(unquote(self.path))
         if components is None:
-            self.answer(404, {"message": "no such version"}, {"x-amzn-errortype": "ResourceNotFoundException"})
+            self.answer({"message": "no such version"}, 404, {"x-amzn-errortype": "ResourceNotFoundException"})
         else:
-            self.answer(200, {"bundleId": "prices-AbC", "components": components})
+            self.answer({"bundleId": "prices-AbC", "components": components})
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.answer(
-            200, {"accessToken": f"{asked['resourceCredentialProviderName']}: {asked['workloadIdentityToken']}"}
-        )
-
-    def answer(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        encoded = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"content-length": str(len(encoded)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(encoded)
-
-    def log_message(self, *_: Any) -> None: ...
+        self.answer({"accessToken": f"{asked['resourceCredentialProviderName']}: {asked['workloadIdentityToken']}"})
 
 
 @pytest.fixture
 def aws() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Aws) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with Aws.serving() as url:
         Aws.calls.clear()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        yield url
 
 
 @pytest.fixture

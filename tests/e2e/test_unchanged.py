@@ -5,10 +5,8 @@ On the reference runtime a file is run (``python agent.py``), on ours it is give
 
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from tests.e2e.aws_stand_in import AwsStandIn
 from tests.e2e.runtimes import HERE, ROOT, Runtime, free_ports
 
 AGENTS = HERE / "unchanged"
@@ -29,7 +28,7 @@ PATIENCE = 60.0
 LITESTAR_AGENT = Path(sys.executable).with_name("litestar-agent")
 
 
-class Aws(BaseHTTPRequestHandler):
+class Aws(AwsStandIn):
     """AgentCore Memory and Identity, as far as the assistant asks them."""
 
     events: ClassVar[list[dict[str, Any]]] = []
@@ -47,25 +46,12 @@ class Aws(BaseHTTPRequestHandler):
             provider, token = asked["resourceCredentialProviderName"], asked["workloadIdentityToken"]
             self.answer({"accessToken": f"{provider} for {token}"})
 
-    def answer(self, body: Any) -> None:
-        encoded = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(encoded)))
-        self.end_headers()
-        self.wfile.write(encoded)
-
-    def log_message(self, *_: Any) -> None: ...
-
 
 @pytest.fixture
 def aws() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Aws) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with Aws.serving() as url:
         Aws.events.clear()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        yield url
 
 
 @contextmanager
