@@ -20,7 +20,6 @@ from litestar_agentcore.controllers.data_plane import data_plane_controller
 from litestar_agentcore.controllers.health import health_controllers
 from litestar_agentcore.controllers.invocations import invocations_controller, is_invocations_handler
 from litestar_agentcore.controllers.metrics import metrics_controller
-from litestar_agentcore.controllers.playground import declares_path, playground_controllers
 from litestar_agentcore.controllers.websocket import websocket_controller
 from litestar_agentcore.errors import report_once
 from litestar_agentcore.exchange import InvocationExchange
@@ -131,6 +130,11 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
             guards = [require_authentication] if settings.auth_metrics else []
             app_config.route_handlers.append(metrics_controller(self.agent, self._metrics_path, guards))
         if self._playground_path is not None and (debug or settings.playground):
+            from litestar_agentcore.controllers.playground import (  # which most starts have no use for
+                declares_path,
+                playground_controllers,
+            )
+
             if declares_path(app_config.route_handlers, self._playground_path):
                 logger.warning("The playground is not served: the application has %s itself", self._playground_path)
             else:
