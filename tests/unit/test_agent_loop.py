@@ -739,6 +739,20 @@ class TestAnAgentThatNobodyUsesAnyMore:
         gc.collect()
         assert loop() is None
 
+    def test_its_loop_is_held_by_nothing_while_it_closes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        original, seen = AgentEventLoop.close, []
+
+        def close(loop: AgentEventLoop) -> None:
+            seen.append(loop.turns.turn_began)
+            original(loop)
+
+        monkeypatch.setattr(AgentEventLoop, "close", close)
+        agent = AgentLoop(STALL, lambda: None)
+        run(agent, a_thread_is_waited_for)
+        del agent
+        eventually(lambda: seen)
+        assert seen == [0.0]
+
     def test_one_whose_task_still_runs_takes_them_along_when_that_has_ended(self) -> None:
         threads = NewThreads()
         agent = AgentLoop(STALL, lambda: None)

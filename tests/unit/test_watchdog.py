@@ -16,7 +16,7 @@ from litestar_agentcore.runtime import watchdog as module
 from litestar_agentcore.runtime.agent_loop import AgentLoop
 from litestar_agentcore.runtime.watchdog import Runner, Watchdog
 
-from tests.unit.blocking import PATIENCE, Block, eventually
+from tests.unit.blocking import PATIENCE, Block, NewThreads, eventually
 from tests.unit.conftest import LogLines
 
 pytestmark = pytest.mark.serial
@@ -341,6 +341,16 @@ def test_a_loop_whose_thread_has_ended_in_the_middle_of_a_turn_is_held_by_nothin
         clock.now += 0.1
         watchdog._look()
     assert (counted, caplog.messages) == ([], [])
+
+
+def test_one_that_was_stopped_looks_no_more() -> None:
+    threads = NewThreads()
+    loop = SimulatedLoop()
+    loop.turn_began = time.monotonic() - 10
+    counted: list[bool] = []
+    Watchdog(loop, loop.runner, STALL, lambda: counted.append(True)).stop()
+    eventually(lambda: threads.alive("agentcore-watchdog") == [])
+    assert counted == []
 
 
 @pytest.mark.parametrize("phase", range(8))

@@ -228,6 +228,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
             else:
                 if not self._ended:
                     logger.warning("A handler stopped the agent's event loop, which goes on")
+        self.turns.turn_began = 0.0  # it holds nobody up any more, however long it takes to close
         self.close()
         with contextlib.suppress(RuntimeError):
             self._wake_requested.release()

@@ -94,8 +94,10 @@ class Watchdog:
     def _run(self) -> None:
         turns = self._turns
         last_busy = 0.0
-        while not self._stopped:
+        while True:
             self._alarm.wait(None if self.asleep else self._interval)
+            if self._stopped:
+                return
             self._alarm.clear()
             self.asleep = False
             try:
