@@ -187,7 +187,7 @@ class Answer(Running):
 
     # -- On the handler's side
 
-    def note(self, error: BaseException) -> StreamError | None:
+    def note(self, error: BaseException) -> Any:
         """Record what a handler or its generator raised. On the handler's side, since it asks for the exception's text.
 
         Args:
@@ -198,6 +198,14 @@ class Answer(Running):
         """
         self.record.fail(error)
         return None if self._expose_errors else internal_stream_error(self.values.request_id)
+
+    def stream_error(self, error: StreamError) -> Any:
+        """The last event of a stream that the service itself ends, as its client is to read it.
+
+        Args:
+            error: What that is.
+        """
+        return error
 
     def internal_error(self, message: str) -> bytes:
         """The body of a 500.
@@ -393,7 +401,7 @@ class Answer(Running):
                     if timer.end is not None:
                         if more or not stream.is_done:  # else it has ended by itself
                             record.interrupt("timeout")
-                            events += encode_events([encode(timer.end)])
+                            events += encode_events([encode(self.stream_error(timer.end))])
                         more = False
                     elif not count and not stream.is_done:
                         events, more = KEEP_ALIVE, True
@@ -411,6 +419,6 @@ class Answer(Running):
         end = StreamError(shutting_down().error, "ShuttingDown")
         if self.stopped:
             end = StreamError(session_stopped().error, "SessionStopped")
-        event = encode_events([encode(end)])
+        event = encode_events([encode(self.stream_error(end))])
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

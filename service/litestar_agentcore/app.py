@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import uvicorn
 from litestar import Litestar
@@ -44,6 +44,8 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
         SettingsError: An ``AGENTCORE_*`` variable makes no sense.
     """
 
+    _serves_http: ClassVar[bool] = True
+
     logger: logging.Logger
     """A logger for the author's own lines; they reach standard error whatever the root logger has."""
 
@@ -56,7 +58,7 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
     ) -> None:
         self._lifespan_state: dict[str, Any] = {}
         self._fast_path: FastPath | None = None
-        self._plugin = AgentCorePlugin(debug=debug, logging=True)
+        self._plugin = AgentCorePlugin(debug=debug, logging=True, http=self._serves_http)
         self.agent = self._plugin.agent
         options = dict(litestar_options)
         options["plugins"] = [self._plugin, *(options.get("plugins") or ())]
@@ -87,10 +89,11 @@ class BedrockAgentCoreApp(AgentAuthoring, Litestar):
             self._plugin.begin_to_serve()
         if self._lifespan_state:
             scope.setdefault("state", {}).update(self._lifespan_state)
-        if scope.get("path") == INVOCATIONS and scope.get("method") == "POST":
+        exchange = self._plugin.exchange
+        if exchange is not None and scope.get("path") == INVOCATIONS and scope.get("method") == "POST":
             fast_path = self._fast_path
             if fast_path is None:
-                fast_path = self._fast_path = FastPath(self, self._plugin.exchange)
+                fast_path = self._fast_path = FastPath(self, exchange)
             if fast_path.serves(scope):
                 await fast_path.serve(scope, receive, send)
                 return

@@ -165,6 +165,11 @@ class InvocationExchange:
             record.end()
             current_request.reset(token)
 
+    @property
+    def handler(self) -> Handler | None:
+        """What is invoked; ``None`` where nothing is registered yet."""
+        return self._agent.entrypoint
+
     def _begin_session(self, values: RequestValues) -> KeptSession | None:
         agent = self._agent
         if values.session_id is None or agent.refuses_work:
@@ -198,7 +203,7 @@ class InvocationExchange:
         if self._debug and (action_answer := await debug_action(agent, body)) is not None:
             await answer.value(action_answer)
             return
-        handler = agent.entrypoint
+        handler = self.handler
         if handler is None:
             decode_body(body)
             raise Refusal(500, "No entrypoint defined")
@@ -224,7 +229,7 @@ class InvocationExchange:
             logger.info("The client went away before the handler had an answer for it")
             await answer.close_without_client()
         else:
-            await self._respond(outcome, scope, receive, answer)
+            await self._respond(outcome, scope, receive, answer, handler.name)
 
     def _check(self, request: RequestHeaders) -> None:
         """Raise the refusal of a request whose body need not be read for that."""
@@ -358,9 +363,9 @@ class InvocationExchange:
             await answer.value(failure.answer.body, failure.answer.status, failure.answer.headers)
             return
         response: Response[Any] = failure.answer(scope["litestar_app"].request_class(scope), error)
-        await self._respond(as_responder(response), scope, receive, answer)
+        await self._respond(as_responder(response), scope, receive, answer, "an exception handler")
 
-    async def _respond(self, responder: Any, scope: Scope, receive: Receive, answer: Answer) -> None:
+    async def _respond(self, responder: Any, scope: Scope, receive: Receive, answer: Answer, name: str) -> None:
         """Send a response that the author made, from the agent's loop: its code is the author's."""
         keep_body(scope, answer.request_body)
         message: str | None = None
@@ -384,8 +389,6 @@ class InvocationExchange:
                 answer.record.left = True
             return message
 
-        handler = self._agent.entrypoint
-        name = handler.name if handler is not None else "a response"
         execution = self._agent.execution
         try:
             error = await serve_on_agent_loop(execution, name, respond, watched_receive, answer.send, tasks.append)

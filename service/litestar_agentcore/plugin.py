@@ -27,7 +27,7 @@ from litestar_agentcore.guards import AUTHENTICATION, guarded_openapi, require_a
 from litestar_agentcore.official_sdk import share_context
 from litestar_agentcore.openapi import PayloadSchemaPlugin, document_payload, with_security_schemes
 from litestar_agentcore.protocol.context import current_request
-from litestar_agentcore.protocol.settings import Settings, retired_variables
+from litestar_agentcore.protocol.settings import Settings, SettingsError, retired_variables, variable_of
 from litestar_agentcore.responses import as_responder
 from litestar_agentcore.runtime.agent import Agent
 from litestar_agentcore.server import uvicorn_bounded
@@ -37,6 +37,9 @@ from litestar_agentcore.worker_processes import sockets_of_server
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
+    from litestar.types import ASGIApp
+
+    from litestar_agentcore.mounted import MountedApplication
 
 logger = getLogger(__name__)
 
@@ -66,6 +69,8 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         runtimes_path: Likewise for ``/runtimes``, below which AWS's own clients are answered.
         playground_path: Likewise for ``/playground``, which is there in debug mode and where a setting says so,
             unless the application's own ``route_handlers`` have it.
+        http: Whether ``/invocations``, ``/ws`` and ``/runtimes`` are served: plain HTTP, the protocol of the
+            entrypoint. Without, this is what plugins of other protocols stand on.
 
     Raises:
         SettingsError: An ``AGENTCORE_*`` variable makes no sense, or something that it needs is not there.
@@ -84,6 +89,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         metrics_path: str | None = "/metrics",
         runtimes_path: str | None = "/runtimes",
         playground_path: str | None = "/playground",
+        http: bool = True,
     ) -> None:
         super().__init__()
         self._retired = retired_variables() if settings is None else []
@@ -103,6 +109,12 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         self._metrics_path = metrics_path
         self._runtimes_path = runtimes_path
         self._playground_path = playground_path
+        self.protocols: set[str] = {"http"} if http else set()
+        """The protocols that the application has, whichever of them the settings choose."""
+        self.mounted: list[MountedApplication] = []
+        """Libraries' applications, which live as long as the service does."""
+        self.agent_card: ASGIApp | None = None
+        """Answers for the card of the agent, where A2A is served."""
         self._documented: list[HTTPRouteHandler] = []
         if entrypoint is not None:
             self.entrypoint(entrypoint)
@@ -117,13 +129,15 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         debug = app_config.debug if self._debug is None else self._debug
         authentication, settings = self.authentication, self.agent.settings
         app_config.state[AUTHENTICATION] = authentication
-        self.exchange = exchange = InvocationExchange(self.agent, debug, authentication)
-        app_config.route_handlers += [
-            invocations_controller(self.agent, exchange, authentication),
-            *health_controllers(self.agent, self._ping_path, self._ready_path),
-            websocket_controller(self.agent, authentication),
-        ]
-        if self._runtimes_path is not None:
+        app_config.route_handlers += health_controllers(self.agent, self._ping_path, self._ready_path)
+        self.exchange: InvocationExchange | None = None
+        if self.serves_protocol("http"):
+            self.exchange = exchange = InvocationExchange(self.agent, debug, authentication)
+            app_config.route_handlers += [
+                invocations_controller(self.agent, exchange, authentication),
+                websocket_controller(self.agent, authentication),
+            ]
+        if self._runtimes_path is not None and self.serves_protocol("http"):
             data_plane = data_plane_controller(self.agent, debug, authentication, self._runtimes_path)
             app_config.route_handlers.append(data_plane)
         if self._metrics_path is not None:
@@ -145,6 +159,14 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         app_config.lifespan.append(self._lifespan)
         report_once(app_config.after_exception)
         return app_config
+
+    def serves_protocol(self, protocol: str) -> bool:
+        """Tell whether the application has a protocol, and the settings choose no other.
+
+        Args:
+            protocol: ``http``, ``ag-ui``, ``a2a`` or ``mcp``.
+        """
+        return protocol in self.protocols and self.agent.settings.protocol in (None, protocol)
 
     def receive_route(self, route: BaseRoute) -> None:
         """Find the route that the payload's type is to be documented on; called by Litestar."""
@@ -181,6 +203,10 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
 
     @asynccontextmanager
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
+        chosen = self.agent.settings.protocol
+        if chosen is not None and chosen not in self.protocols:
+            variable, served = variable_of("protocol"), ", ".join(sorted(self.protocols)) or "none"
+            raise SettingsError(f"{variable}={chosen!r} makes no sense here: the application has {served}")
         self.begin_to_serve()
         if self._retired:
             logger.warning("Variables that are set and no longer mean anything: %s", ", ".join(self._retired))
@@ -193,10 +219,14 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
                 shutdown = Shutdown(self.agent)
                 with shutdown.on_termination(), startup_objects_frozen() if shutdown.has_server else nullcontext():
                     try:
+                        for application in self.mounted:
+                            await self.agent.run(application.start())
                         yield
                     finally:
                         self.agent.shutting_down = True
                         await shutdown.finish()
+                        for application in self.mounted:
+                            await self.agent.run(application.stop())
                         await detach_stuck_tasks()
                         await asyncio.to_thread(self.agent.stop)
         finally:

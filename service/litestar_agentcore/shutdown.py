@@ -137,6 +137,8 @@ class Shutdown:
         for work in agent.work:
             work.expire()
             await asyncio.sleep(0)  # one by one: each can end its answer before the next is cancelled
+        for stream in list(agent.standing):
+            stream.expire()
         await agent.sessions.end_all(deadline - monotonic())
 
 

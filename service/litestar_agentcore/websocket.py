@@ -105,6 +105,11 @@ class WebSocketConnection:
             if place is not None:
                 self._release_when_ended(place)
 
+    @property
+    def handler(self) -> WebSocketHandler | None:
+        """Who holds the conversation; ``None`` where nobody is registered yet."""
+        return self._agent.websocket_handler
+
     def _check(self, request: RequestHeaders) -> Refusal | None:
         """The refusal of a handshake that makes no sense."""
         return request.refusal
@@ -150,7 +155,7 @@ class WebSocketConnection:
         self._task = task
 
     async def _converse(self, values: RequestValues) -> None:
-        handler = self._agent.websocket_handler
+        handler = self.handler
         if handler is None:
             logger.error("A WebSocket was opened, and no websocket handler is registered")
             await self._close(INTERNAL_ERROR)

@@ -355,6 +355,20 @@ TASK_DURATION = Metric(
 )
 
 
+PROTOCOL_REQUESTS = Metric(
+    "agentcore_protocol_requests",
+    "counter",
+    "Finished requests of the protocols that are served beside plain HTTP.",
+    ("protocol", "call", "outcome"),
+)
+PROTOCOL_DURATION = Metric(
+    "agentcore_protocol_request_duration_seconds",
+    "histogram",
+    "From such a request to the last byte of its answer.",
+    ("protocol",),
+)
+
+
 class InvocationMetrics(Instrument):
     """The counters and histograms of invocations.
 
@@ -443,6 +457,43 @@ class InvocationMetrics(Instrument):
             histogram.observe(seconds, trace_id)
         finally:
             lock.release()
+
+
+class ProtocolMetrics(Instrument):
+    """The counters and histograms of the protocols that are served beside plain HTTP.
+
+    Args:
+        bounds: The upper bounds of the histograms' buckets, in seconds.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        super().__init__(PROTOCOL_REQUESTS, PROTOCOL_DURATION)
+        self._bounds = bounds
+        self._finished: dict[tuple[str, str, str], Series] = {}
+        self._durations: dict[str, Histogram] = {}
+
+    def end(self, protocol: str, call: str, outcome: str, seconds: float, trace_id: int | None) -> None:
+        """Count a finished request.
+
+        Args:
+            protocol: Its protocol.
+            call: Which of the protocol's calls it was.
+            outcome: How it ended.
+            seconds: Its duration.
+            trace_id: Its trace, where that is sampled.
+        """
+        labels = (protocol, call, outcome)
+        with self.lock:
+            finished = self._finished.get(labels)
+            if finished is None:
+                finished = self._finished[labels] = Series(PROTOCOL_REQUESTS, labels)
+                self._add(finished)
+            histogram = self._durations.get(protocol)
+            if histogram is None:
+                histogram = self._durations[protocol] = Histogram(self._bounds, PROTOCOL_DURATION, (protocol,))
+                self._add(histogram)
+            finished.numbers[0] += 1
+            histogram.observe(seconds, trace_id)
 
 
 class TaskMetrics(Instrument):

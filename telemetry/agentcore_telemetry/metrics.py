@@ -11,6 +11,7 @@ from agentcore_telemetry.instruments import (
     Instrument,
     InvocationMetrics,
     Metric,
+    ProtocolMetrics,
     ScrapeCallbacks,
     SeriesStore,
     Snapshot,
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 Mode = Literal["unary", "stream"]
 Outcome = Literal["ok", "client_error", "server_error", "disconnected", "rejected", "timeout", "cancelled"]
 """How an invocation ended. ``timeout``: its time was over; ``cancelled``: by a shutdown, or with its session."""
+
+Protocol = Literal["ag-ui", "a2a", "mcp"]
+"""What is served beside plain HTTP."""
 
 TaskOutcome = Literal["completed", "failed", "lost"]
 AuthFailure = Literal[
@@ -62,6 +66,9 @@ class AgentMetrics:
     def __init__(self, version: str, callbacks: ScrapeCallbacks) -> None:
         self.callbacks = callbacks
         self.invocations = InvocationMetrics(MODES, OUTCOMES, DURATION_BUCKETS)
+        self.protocols = ProtocolMetrics(DURATION_BUCKETS)
+        self.uncounted = InvocationMetrics(MODES, OUTCOMES, DURATION_BUCKETS)
+        """Takes what is recorded like an invocation and is none; exposed nowhere."""
         self.tasks = TaskMetrics(MAX_TASK_NAMES, DURATION_BUCKETS)
         self.websockets = Counter(
             Metric("agentcore_websocket_connections", "gauge", "Open WebSockets.", aggregation="sum")
@@ -89,6 +96,11 @@ class AgentMetrics:
         ]
         self._siblings: Callable[[], Snapshot] | None = None
         self._of_the_process: Instrument | None = None
+
+    def expose_protocols(self) -> None:
+        """Expose what is counted by protocol too: more than plain HTTP is served. Before the first scrape."""
+        if self.protocols not in self.instruments:
+            self.instruments.append(self.protocols)
 
     def _callback_metrics(self) -> list[Instrument]:
         callbacks = self.callbacks

@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from time import perf_counter
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -12,8 +12,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
-from agentcore_telemetry.instruments import ScrapeCallbacks
-from agentcore_telemetry.metrics import AgentMetrics, Mode, Outcome, TaskOutcome
+from agentcore_telemetry.instruments import InvocationMetrics, ScrapeCallbacks
+from agentcore_telemetry.metrics import AgentMetrics, Mode, Outcome, Protocol, TaskOutcome
 from agentcore_telemetry.propagation import experiment_attributes, extract_context
 from agentcore_telemetry.tracing import RequestAttributes, Tracing
 
@@ -107,6 +107,21 @@ class Telemetry:
         """
         return DataPlaneInvocationRecord(self, scope, parent, host, user_agent, route)
 
+    def protocol_request(
+        self, scope: Scope, parent: Context, host: str | None, user_agent: str | None, route: str, protocol: Protocol
+    ) -> "ProtocolRecord":
+        """Begin to record a request of a protocol that is served beside plain HTTP, in the current context.
+
+        Args:
+            scope: Its ASGI scope.
+            parent: The parent of its span.
+            host: Its ``Host`` header.
+            user_agent: Its ``User-Agent`` header.
+            route: The path's template.
+            protocol: Which protocol.
+        """
+        return ProtocolRecord(self, scope, parent, host, user_agent, route, protocol)
+
     def attributes_of(
         self, scope: Scope, method: str, route: str, host: str | None, user_agent: str | None
     ) -> dict[str, AttributeValue]:
@@ -152,9 +167,9 @@ class _ServerRecord:
 
     __slots__ = ("_ended", "_exception", "_recorded", "_span", "_telemetry", "_token", "error")
 
-    name: ClassVar[str]
+    name: str
     """What the span is called, whichever way the request came."""
-    method: ClassVar[str]
+    method: str
 
     def __init__(
         self,
@@ -216,7 +231,7 @@ class _ServerRecord:
 class InvocationRecord(_ServerRecord):
     """One invocation, from its request to the last byte of its answer."""
 
-    __slots__ = ("_began", "_chunks", "interrupted", "left", "mode", "rejected", "status")
+    __slots__ = ("_began", "_chunks", "_metrics", "interrupted", "left", "mode", "rejected", "status")
 
     name, method = "POST /invocations", "POST"
 
@@ -228,6 +243,7 @@ class InvocationRecord(_ServerRecord):
         host: str | None,
         user_agent: str | None,
         route: str = "/invocations",
+        metrics: InvocationMetrics | None = None,
     ) -> None:
         self._began = perf_counter()
         self._chunks = 0
@@ -240,7 +256,8 @@ class InvocationRecord(_ServerRecord):
         """Whether the service would not take it."""
         self.interrupted: Interruption | None = None
         """Why the service ended it before it had come to its end, where it did."""
-        telemetry.metrics.invocations.begin()
+        self._metrics = metrics = metrics or telemetry.metrics.invocations
+        metrics.begin()
         super().__init__(telemetry, scope, parent, host, user_agent, route)
 
     def leave(self) -> None:
@@ -262,7 +279,7 @@ class InvocationRecord(_ServerRecord):
         Args:
             count: How many.
         """
-        metrics = self._telemetry.metrics.invocations
+        metrics = self._metrics
         if not self._chunks:
             metrics.first_chunk(perf_counter() - self._began, _trace_id_of(self._span))
         self._chunks += count
@@ -277,8 +294,7 @@ class InvocationRecord(_ServerRecord):
             if self.mode == "stream":
                 self._note("agentcore.stream.chunks", self._chunks)
                 self._note("agentcore.stream.outcome", _STREAM_OUTCOMES.get(outcome, "error"))
-        seconds = perf_counter() - self._began
-        self._telemetry.metrics.invocations.end(self.mode, outcome, seconds, trace_id)
+        self._count(outcome, perf_counter() - self._began, trace_id)
         if self._span is trace.INVALID_SPAN:
             return
         reason = self.interrupted
@@ -286,6 +302,9 @@ class InvocationRecord(_ServerRecord):
             self._note("error.type", reason)  # the status was sent before it was known how this would end
             self._span.set_status(Status(StatusCode.ERROR, reason))
         self._close(self.status)
+
+    def _count(self, outcome: Outcome, seconds: float, trace_id: int | None) -> None:
+        self._metrics.end(self.mode, outcome, seconds, trace_id)
 
     def _outcome(self) -> Outcome:
         if self.interrupted is not None:
@@ -322,6 +341,48 @@ class DataPlaneInvocationRecord(InvocationRecord):
 
     def _close(self, status: int | None, sent_status: int | None = None) -> None:
         super()._close(status, sent_status or self.sent_status)
+
+
+class ProtocolRecord(InvocationRecord):
+    """One request of a protocol that is served beside plain HTTP.
+
+    A POST is an invocation and counted as one. Other methods (a stream by which a server may speak first, the end of a
+    session) are counted by protocol alone.
+    """
+
+    __slots__ = ("_protocol", "call", "method", "name")
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        scope: Scope,
+        parent: Context,
+        host: str | None,
+        user_agent: str | None,
+        route: str,
+        protocol: Protocol,
+    ) -> None:
+        self._protocol = protocol
+        self.method = scope["method"]
+        self.name = f"{self.method} {route}"
+        self.call = "other"
+        """Which of the protocol's calls it is, as a label: of a set that is bounded."""
+        metrics = None if self.method == "POST" else telemetry.metrics.uncounted
+        super().__init__(telemetry, scope, parent, host, user_agent, route, metrics)
+
+    def describe(self, attributes: Mapping[str, AttributeValue]) -> None:
+        """Add what the protocol's own conventions say of a call to its span.
+
+        Args:
+            attributes: The attributes; they win over those that the span has.
+        """
+        if self._recorded:
+            for key, value in attributes.items():
+                self._note(key, value)
+
+    def _count(self, outcome: Outcome, seconds: float, trace_id: int | None) -> None:
+        super()._count(outcome, seconds, trace_id)
+        self._telemetry.metrics.protocols.end(self._protocol, self.call, outcome, seconds, trace_id)
 
 
 _STREAM_OUTCOMES = {"ok": "completed", "disconnected": "disconnected"}

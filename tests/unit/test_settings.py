@@ -32,6 +32,7 @@ VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_PARKED_THREADS", 1000, "8", 8, ["0", "-1", "1.5", "many"]),
     ("AGENTCORE_STREAM_BUFFER_BYTES", 64 * 1024, "1", 1, ["0", "-1", "1.5", "64k"]),
     ("AGENTCORE_PING_TIMEOUT_SECONDS", 0.5, "0.25", 0.25, ["0", "-1", "nan", "1e999", "soon", "1s"]),
+    ("AGENTCORE_PROTOCOL", None, "AG-UI", "ag-ui", ["agui", "grpc", "null"]),
     (
         "AGENTCORE_RUNTIME_ARN",
         "",

@@ -1,6 +1,7 @@
 """``POST /invocations``."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -172,6 +173,19 @@ _PLAIN_HOST = re.compile(rb"[0-9A-Za-z.:\[\]-]{1,255}")
 _HOSTS_REMEMBERED = 100
 
 
+def exchange_middleware(exchange: InvocationExchange) -> Callable[[ASGIApp], ASGIApp]:
+    """Make the innermost middleware of a route that an exchange serves.
+
+    Args:
+        exchange: What serves the requests.
+    """
+
+    def middleware(app: ASGIApp) -> ASGIApp:  # Litestar copies handlers deeply, and a function stays itself in that
+        return _ExchangeMiddleware(app, exchange)
+
+    return middleware
+
+
 def invocations_controller(
     agent: Agent, exchange: InvocationExchange, authentication: Authentication | None
 ) -> type[Controller]:
@@ -187,11 +201,6 @@ def invocations_controller(
     """
     security = None if authentication is None else security_requirements(authentication.takes_api_keys)
 
-    def exchange_middleware(
-        app: ASGIApp,
-    ) -> ASGIApp:  # Litestar copies handlers deeply, and a function stays itself in that
-        return _ExchangeMiddleware(app, exchange)
-
     class InvocationsController(Controller):
         tags = ("agent",)
 
@@ -204,7 +213,7 @@ def invocations_controller(
             operation_class=invocation_operation(agent),
             responses=INVOCATION_ERRORS,
             security=security,
-            middleware=[exchange_middleware],
+            middleware=[exchange_middleware(exchange)],
         )
         async def invoke(self) -> Any:
             """Invoke the agent."""

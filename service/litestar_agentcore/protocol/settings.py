@@ -134,6 +134,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     agent_name: str = ""
     """What the agent is called in telemetry; its entrypoint's name by default. The variable is ``AGENT_NAME``."""
 
+    protocol: Literal["http", "ag-ui", "a2a", "mcp"] | None = None
+    """Which of the protocols that an application has is served, on its own port; unset for all of them."""
+
     runtime_arn: Annotated[str, msgspec.Meta(pattern=RUNTIME_ARN)] = ""
     """The ARN that ``/runtimes/{arn}/...`` is served for; unset for any."""
 

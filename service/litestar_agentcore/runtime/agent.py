@@ -69,6 +69,8 @@ class Agent:
         self.entrypoint: Handler | None = None
         self.websocket_handler: WebSocketHandler | None = None
         self.running: set[Running] = set()
+        self.standing: set[Running] = set()
+        """Streams by which a server may speak first: they end when the work has, and no shutdown waits for them."""
         self.sessions = Sessions(self.running, self.tasks, self.execution, settings.session_idle_seconds)
         self.admission = admission_of(settings)
         """The places of invocations; ``None`` where any number may run."""

@@ -8,7 +8,6 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol
 
-from litestar_agentcore.protocol.models import StreamError
 from litestar_agentcore.protocol.serialization import encode
 from litestar_agentcore.runtime.agent_loop import AgentLoop, spawn_inline
 from litestar_agentcore.runtime.callbacks import CallbackQueue, call_threadsafe
@@ -32,8 +31,8 @@ class Observer(Protocol):
     def describe(self, error: BaseException) -> Failure:
         """Make of it what the client is to be told."""
 
-    def note(self, error: BaseException) -> StreamError | None:
-        """Record it; the client is told by the stream, with this last event where there is one."""
+    def note(self, error: BaseException) -> Any:
+        """Record it; the client is told by the stream, with this last event unless it is ``None``."""
 
 
 class Execution:

@@ -5,10 +5,8 @@ from typing import Any
 
 import msgspec
 
-from litestar_agentcore.protocol.models import StreamError
-
-OnError = Callable[[BaseException], StreamError | None]
-"""Takes what a generator raised, on its side. Returns the stream's last event, where that may not tell of it."""
+OnError = Callable[[BaseException], Any]
+"""Takes what a generator raised, on its side. Returns the stream's last event; ``None`` for one that tells of it."""
 
 
 class Failure(msgspec.Struct, frozen=True):
