@@ -4,6 +4,11 @@ The names are the reference runtime's: an agent written for it runs here after o
 """
 
 import gc
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from litestar_agentcore.ag_ui import AGUIApp, AGUIPlugin, build_ag_ui_app, serve_ag_ui
 
 # Importing makes thousands of objects that stay: collecting garbage meanwhile is a tenth of its time.
 _was_enabled = gc.isenabled()
@@ -26,6 +31,8 @@ finally:
         gc.enable()
 
 __all__ = [
+    "AGUIApp",
+    "AGUIPlugin",
     "AgentCorePlugin",
     "BedrockAgentCoreApp",
     "BedrockAgentCoreContext",
@@ -34,5 +41,21 @@ __all__ = [
     "Settings",
     "SettingsError",
     "__version__",
+    "build_ag_ui_app",
     "require_authentication",
+    "serve_ag_ui",
 ]
+
+_MODULES = {
+    "AGUIApp": "ag_ui",
+    "AGUIPlugin": "ag_ui",
+    "build_ag_ui_app": "ag_ui",
+    "serve_ag_ui": "ag_ui",
+}
+"""Where the names are whose modules are imported once they are asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if (module := _MODULES.get(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -49,11 +49,13 @@ CLOSE = (b"connection", b"close")
 """Tells a client that it had better ask elsewhere, or on another connection."""
 
 _JSON = (b"content-type", b"application/json")
-_STREAM_HEADERS = [
+STREAM_HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back otherwise
 ]
+"""The headers of an answer with events, beside those of every answer."""
+
 CLIENT_CLOSED_REQUEST = 499
 """What proxies (nginx first) log of a client that left before it had an answer. No client reads it."""
 
@@ -385,7 +387,7 @@ class Answer(Running):
         send, record = self._send, self.record
         try:
             self.begin()
-            await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *self._headers]})
+            await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *self._headers]})
             if not writes_to_server(send):  # compression holds the head back until it has seen something of the body
                 if self._scope["litestar_app"].compression_config is not None:
                     # As if it were compressed already: Litestar's compression would hold the events back too.

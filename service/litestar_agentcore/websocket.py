@@ -124,7 +124,7 @@ class WebSocketConnection:
         parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
         self._record = record = telemetry.websocket(self._scope, parent, request.host, request.user_agent, self._route)
-        running = Running("WebSocket", values, asyncio.get_running_loop())
+        self._running = running = Running("WebSocket", values, asyncio.get_running_loop())
         agent.running.add(running)
         kept = None if values.session_id is None else agent.sessions.begin(values.session_id)
         try:
@@ -232,7 +232,7 @@ class WebSocketConnection:
             self._closed = True
             raise
 
-    async def _close(self, code: int) -> None:
+    async def _close(self, code: int, reason: str = "") -> None:
         """Close the connection with a code that reaches the client, which takes an accepted handshake."""
         if self._closed:
             return
@@ -240,7 +240,7 @@ class WebSocketConnection:
         if not self._accepted and code != NORMAL_CLOSURE:
             self._accepted = True
             await self._send({"type": "websocket.accept", "subprotocol": self._subprotocol, "headers": []})
-        await self._send({"type": "websocket.close", "code": code, "reason": ""})
+        await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def _refuse(self, values: RequestValues, refusal: Refusal) -> None:
         """Answer a handshake that is not let in: with HTTP where the server can, else with a close code."""

@@ -212,6 +212,16 @@ class _ServerRecord:
             self._exception = _exception_attributes(error)
         self.error = error
 
+    def describe(self, attributes: Mapping[str, AttributeValue]) -> None:
+        """Add what the protocol's own conventions say of a call to its span. From any thread.
+
+        Args:
+            attributes: The attributes; they win over those that the span has.
+        """
+        if self._recorded and not self._ended:
+            for key, value in attributes.items():
+                self._note(key, value)
+
     def _note(self, key: str, value: AttributeValue) -> None:
         span: Any = self._span
         getattr(span, "set_attribute_unchecked", span.set_attribute)(key, value)
@@ -369,16 +379,6 @@ class ProtocolRecord(InvocationRecord):
         """Which of the protocol's calls it is, as a label: of a set that is bounded."""
         metrics = None if self.method == "POST" else telemetry.metrics.uncounted
         super().__init__(telemetry, scope, parent, host, user_agent, route, metrics)
-
-    def describe(self, attributes: Mapping[str, AttributeValue]) -> None:
-        """Add what the protocol's own conventions say of a call to its span.
-
-        Args:
-            attributes: The attributes; they win over those that the span has.
-        """
-        if self._recorded:
-            for key, value in attributes.items():
-                self._note(key, value)
 
     def _count(self, outcome: Outcome, seconds: float, trace_id: int | None) -> None:
         super()._count(outcome, seconds, trace_id)

@@ -135,6 +135,8 @@ class RequestValues(msgspec.Struct, frozen=True):
     """A configuration bundle that was set by hand; ``UNSET`` where the baggage decides."""
     claims: dict[str, Any] | None = None
     """The claims of an authenticated caller."""
+    conversation_id: str | None = None
+    """What a protocol's own body says which conversation it belongs to; the session's id, where there is one, wins."""
 
     def context(self, request: Any) -> RequestContext:
         """The ``context`` argument of a handler.
@@ -188,6 +190,8 @@ def span_attributes() -> dict[str, str]:
     attributes = {"request.id": values.request_id}
     if values.session_id is not None:
         attributes["session.id"] = attributes["gen_ai.conversation.id"] = values.session_id
+    elif values.conversation_id is not None:
+        attributes["gen_ai.conversation.id"] = values.conversation_id
     if values.experiment:
         attributes.update(values.experiment)
     return attributes
