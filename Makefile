@@ -149,4 +149,4 @@ lock: $(INSTALLED)
 		--output-file requirements/build.txt -
 
 clean:
-	rm -rf .venv .venv-* .npm-peer .npm-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-* .npm-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

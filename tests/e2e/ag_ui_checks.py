@@ -67,10 +67,11 @@ def run_over_websocket(client: TestClient[Any], message: str | bytes, path: str 
     with client.websocket_connect(path) as socket:
         socket.send(message if isinstance(message, str) else message.decode("latin-1"), "text")
         texts = []
-        with pytest.raises(WebSocketDisconnect) as closed:
-            while True:
+        while True:
+            try:
                 texts.append(socket.receive_text(timeout=20))
-    return [event for text in texts for event in events_of(text)], closed.value.code, closed.value.detail
+            except WebSocketDisconnect as closed:
+                return [event for text in texts for event in events_of(text)], closed.code, closed.detail
 
 
 def metric(client: TestClient[Any], series: str) -> float:
@@ -79,9 +80,9 @@ def metric(client: TestClient[Any], series: str) -> float:
 
 
 @pytest.fixture(autouse=True)
-def spans() -> Iterator[InMemorySpanExporter]:
+def spans() -> InMemorySpanExporter:
     EXPORTER.clear()
-    yield EXPORTER
+    return EXPORTER
 
 
 @pytest.fixture(autouse=True)
@@ -99,47 +100,47 @@ def event(name: str = "seen", value: Any = None) -> CustomEvent:
 # Every kind of handler
 
 
-async def async_generator(input: RunAgentInput) -> Any:
+async def async_generator(run_input: RunAgentInput) -> Any:
     yield event(value=threading.get_ident())
     await asyncio.sleep(0)
     yield event()
 
 
-def plain_generator(input: RunAgentInput) -> Any:
+def plain_generator(run_input: RunAgentInput) -> Any:
     yield event(value=threading.get_ident())
     yield event()
 
 
-async def coroutine(input: RunAgentInput) -> Any:
+async def coroutine(run_input: RunAgentInput) -> Any:
     await asyncio.sleep(0)
-    return async_generator(input)
+    return async_generator(run_input)
 
 
-async def coroutine_with_plain_generator(input: RunAgentInput) -> Any:
+async def coroutine_with_plain_generator(run_input: RunAgentInput) -> Any:
     await asyncio.sleep(0)
-    return plain_generator(input)
+    return plain_generator(run_input)
 
 
-async def one_step(input: RunAgentInput) -> Any:
-    return async_generator(input)
+async def one_step(run_input: RunAgentInput) -> Any:
+    return async_generator(run_input)
 
 
-def plain(input: RunAgentInput) -> Any:
-    return async_generator(input)
+def plain(run_input: RunAgentInput) -> Any:
+    return async_generator(run_input)
 
 
-def plain_with_coroutine(input: RunAgentInput) -> Any:
-    return coroutine(input)
+def plain_with_coroutine(run_input: RunAgentInput) -> Any:
+    return coroutine(run_input)
 
 
-def plain_with_list(input: RunAgentInput) -> Any:
+def plain_with_list(run_input: RunAgentInput) -> Any:
     return [event(value=threading.get_ident()), event()]
 
 
 class Iterated:
     """An async iterator that is no generator, as frameworks have them."""
 
-    def __init__(self, input: RunAgentInput) -> None:
+    def __init__(self, run_input: RunAgentInput) -> None:
         self.left = [event(), event(value=None)]
 
     def __aiter__(self) -> "Iterated":
@@ -156,7 +157,7 @@ class Framework:
 
     name = "librarian"
 
-    async def run(self, input: RunAgentInput) -> Any:
+    async def run(self, run_input: RunAgentInput) -> Any:
         yield event()
         yield event()
 
@@ -203,13 +204,13 @@ def test_an_agent_has_its_input_its_context_and_the_ids() -> None:
     app = AGUIApp()
 
     @app.entrypoint
-    async def agent(input: RunAgentInput, context: Any) -> Any:
-        assert isinstance(input, RunAgentInput)
+    async def agent(run_input: RunAgentInput, context: Any) -> Any:
+        assert isinstance(run_input, RunAgentInput)
         yield event(
             value=[
-                input.thread_id,
-                input.run_id,
-                input.messages[0].content,
+                run_input.thread_id,
+                run_input.run_id,
+                run_input.messages[0].content,
                 context.session_id,
                 context.request_headers["x-amzn-bedrock-agentcore-runtime-custom-tenant"],
                 BedrockAgentCoreContext.get_session_id(),
@@ -229,7 +230,7 @@ def test_an_agent_over_a_websocket_has_its_context_too() -> None:
     app = AGUIApp()
 
     @app.entrypoint
-    def agent(input: RunAgentInput, *, context: Any) -> Any:
+    def agent(run_input: RunAgentInput, *, context: Any) -> Any:
         yield event(value=[context.session_id, BedrockAgentCoreContext.get_session_id(), context.request.url.path])
 
     with TestClient(app) as client:
@@ -244,7 +245,7 @@ def test_the_decorators_give_the_agent_back_and_names_are_those_of_the_official_
     assert app.entrypoint(plain) is plain
     assert not hasattr(plain, "run")
     assert dict(app.handlers) == {"main": plain}
-    with TestClient(build_ag_ui_app(plain, ping_handler=lambda: "HealthyBusy")) as client:  # type: ignore[arg-type, return-value]
+    with TestClient(build_ag_ui_app(plain, ping_handler=lambda: "HealthyBusy")) as client:
         assert client.get("/ping").json()["status"] == "HealthyBusy"
 
 
@@ -268,26 +269,27 @@ def test_ws_is_no_conversation_of_the_authors() -> None:
 # What goes wrong
 
 
-async def raises_at_once(input: RunAgentInput) -> Any:
-    raise LookupError("no such thing")
-    yield
+async def raises_at_once(run_input: RunAgentInput) -> Any:
+    if run_input.thread_id:
+        raise LookupError("no such thing")
+    yield event()
 
 
-async def raises_later(input: RunAgentInput) -> Any:
+async def raises_later(run_input: RunAgentInput) -> Any:
     yield event()
     raise LookupError("no such thing")
 
 
-async def raises_before_it_has_a_generator(input: RunAgentInput) -> Any:
+async def raises_before_it_has_a_generator(run_input: RunAgentInput) -> Any:
     await asyncio.sleep(0)
     raise LookupError("no such thing")
 
 
-def raises_in_a_thread(input: RunAgentInput) -> Any:
+def raises_in_a_thread(run_input: RunAgentInput) -> Any:
     raise LookupError("no such thing")
 
 
-def raises_http(input: RunAgentInput) -> Any:
+def raises_http(run_input: RunAgentInput) -> Any:
     raise HTTPException("no such thing", status_code=404)
 
 
@@ -296,7 +298,7 @@ class Unspeakable(Exception):
         return "no such thing \ud800"
 
 
-async def raises_what_is_no_text(input: RunAgentInput) -> Any:
+async def raises_what_is_no_text(run_input: RunAgentInput) -> Any:
     yield event()
     raise Unspeakable
 
@@ -346,7 +348,7 @@ def test_a_client_is_told_no_more_than_it_may(agent: Callable[..., Any], monkeyp
 def test_an_event_that_cannot_be_encoded_is_a_run_error_and_the_agent_is_closed() -> None:
     closed = threading.Event()
 
-    async def agent(input: RunAgentInput) -> Any:
+    async def agent(run_input: RunAgentInput) -> Any:
         try:
             yield event()
             yield {"type": "CUSTOM"}
@@ -361,7 +363,7 @@ def test_an_event_that_cannot_be_encoded_is_a_run_error_and_the_agent_is_closed(
 
 @pytest.mark.parametrize("value", [None, 5, "text", {"a": 1}, event()], ids=str)
 def test_what_has_no_events_is_a_run_error_that_says_so(value: Any) -> None:
-    with TestClient(build_ag_ui_app(lambda input: value)) as client:
+    with TestClient(build_ag_ui_app(lambda run_input: value)) as client:
         (last,) = run(client)
         assert last["message"] == (
             f"An AG-UI agent is, or gives, a generator of events, and this gave {type(value).__name__}"
@@ -369,7 +371,7 @@ def test_what_has_no_events_is_a_run_error_that_says_so(value: Any) -> None:
 
 
 def test_a_run_error_of_the_agents_own_is_a_failure(spans: InMemorySpanExporter) -> None:
-    async def agent(input: RunAgentInput) -> Any:
+    async def agent(run_input: RunAgentInput) -> Any:
         yield RunStartedEvent(thread_id="t", run_id="r")
         yield RunErrorEvent(message="no more credit", code="CREDIT")
 
@@ -384,9 +386,9 @@ def test_a_run_error_of_the_agents_own_is_a_failure(spans: InMemorySpanExporter)
 def test_an_invocation_whose_time_is_over_ends_with_a_run_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENTCORE_INVOCATION_TIMEOUT_SECONDS", "0.3")
 
-    async def agent(input: RunAgentInput) -> Any:
+    async def agent(run_input: RunAgentInput) -> Any:
         await asyncio.sleep(60)
-        return async_generator(input)
+        return async_generator(run_input)
 
     with TestClient(build_ag_ui_app(agent)) as client:
         (last,) = run(client)
@@ -397,7 +399,7 @@ def test_an_invocation_whose_time_is_over_ends_with_a_run_error(monkeypatch: pyt
 def test_a_stream_whose_time_is_over_ends_with_a_run_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENTCORE_STREAM_IDLE_SECONDS", "0.3")
 
-    async def agent(input: RunAgentInput) -> Any:
+    async def agent(run_input: RunAgentInput) -> Any:
         yield event()
         await asyncio.sleep(60)
 
@@ -435,12 +437,14 @@ BAD = [
 def untouched() -> Iterator[TestClient[Any]]:
     """An agent that nothing that is no run may reach."""
 
-    async def agent(input: RunAgentInput) -> Any:
-        pytest.fail("it was called")
-        yield
+    async def agent(run_input: RunAgentInput) -> Any:
+        called.append(run_input)
+        yield event()
 
+    called: list[RunAgentInput] = []
     with TestClient(build_ag_ui_app(agent)) as client:
         yield client
+    assert called == []
 
 
 @pytest.mark.parametrize(("content", "error"), BAD)
@@ -479,10 +483,10 @@ def test_without_an_entrypoint_there_is_no_run() -> None:
 
 
 def test_a_run_is_one_span_and_counted(spans: InMemorySpanExporter) -> None:
-    async def agent(input: RunAgentInput) -> Any:
+    async def agent(run_input: RunAgentInput) -> Any:
         with trace.get_tracer("framework").start_as_current_span("the framework's"):
             yield TextMessageContentEvent(message_id="m", delta="hi")
-        yield RunFinishedEvent(thread_id=input.thread_id, run_id=input.run_id)
+        yield RunFinishedEvent(thread_id=run_input.thread_id, run_id=run_input.run_id)
 
     with TestClient(build_ag_ui_app(agent)) as client:
         run(client)
@@ -582,7 +586,7 @@ def test_a_websocket_can_be_left_out() -> None:
 def test_a_websocket_client_that_leaves_closes_the_agent() -> None:
     closed = threading.Event()
 
-    async def agent(input: RunAgentInput) -> Any:
+    async def agent(run_input: RunAgentInput) -> Any:
         try:
             while True:
                 yield event()
@@ -600,7 +604,7 @@ def test_a_websocket_client_that_leaves_closes_the_agent() -> None:
 def test_a_plain_generator_is_closed_in_its_thread() -> None:
     closed: list[int] = []
 
-    def agent(input: RunAgentInput) -> Any:
+    def agent(run_input: RunAgentInput) -> Any:
         here = threading.get_ident()
         try:
             while True:
@@ -622,7 +626,7 @@ def test_a_plain_generator_is_closed_in_its_thread() -> None:
 def test_an_event_is_there_as_soon_as_it_is_given() -> None:
     goes_on = threading.Event()
 
-    def agent(input: RunAgentInput) -> Any:
+    def agent(run_input: RunAgentInput) -> Any:
         yield event("first")
         assert goes_on.wait(20)
         yield event("second")

@@ -1,6 +1,7 @@
 """Environments of Python that tests need beside their own, made from locked requirements."""
 
 import fcntl
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,36 @@ def environment(name: str) -> Path:
             _install(directory / "bin" / "python", requirements)
             stamp.write_text(requirements.read_text())
     return directory / "bin"
+
+
+def node_modules(name: str, sources: Path) -> Path:
+    """Make ``.npm-<name>`` out of a package's files and its lock, unless it has been made of just that already.
+
+    Args:
+        name: What the environment is for.
+        sources: Where ``package.json``, ``package-lock.json`` and the modules that are run there are.
+
+    Returns:
+        The directory, with the modules in it.
+    """
+    directory, lock = ROOT / f".npm-{name}", sources / "package-lock.json"
+    stamp = directory / ".installed"
+    with _alone(lock):
+        directory.mkdir(exist_ok=True)
+        (directory / ".gitignore").write_text("*\n")
+        for file in (lock, sources / "package.json", *sources.glob("*.mjs")):
+            shutil.copy(file, directory)
+        if not stamp.exists() or stamp.read_text() != lock.read_text():
+            run(tool("npm"), "ci", "--no-audit", "--no-fund", cwd=directory)
+            stamp.write_text(lock.read_text())
+    return directory
+
+
+def tool(name: str) -> str:
+    """Where a command of the machine's is; a test fails without it."""
+    path = shutil.which(name)
+    assert path is not None, f"{name} is needed, and is not on the PATH"
+    return path
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> None:

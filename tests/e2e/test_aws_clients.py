@@ -6,14 +6,12 @@
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.aws_clients import CLIENTS, agents, seen_by
-from tests.e2e.environments import environment, run
-from tests.e2e.runtimes import ROOT
+from tests.e2e.environments import environment, node_modules, run, tool
 
 SIGNS = ("authorization", "x-amz-", "amz-sdk-")
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -32,7 +30,7 @@ def boto3(variables: dict[str, str]) -> Any:
 
 @pytest.fixture(scope="module")
 def npm(variables: dict[str, str]) -> Any:
-    return seen_by([tool("node"), npm_client() / "client.mjs"], variables)
+    return seen_by([tool("node"), node_modules("clients", CLIENTS) / "client.mjs"], variables)
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +52,6 @@ def java(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(params=os.environ.get("AWS_CLIENTS", "boto3 npm").split())
 def seen(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
-
-
-def tool(name: str) -> str:
-    path = shutil.which(name)
-    assert path is not None, f"{name} is needed, and is not on the PATH"
-    return path
-
-
-def npm_client() -> Path:
-    """The directory whose ``node_modules`` have the client, made unless it was made of just these files already."""
-    directory = ROOT / ".npm-clients"
-    files = ["client.mjs", "package.json", "package-lock.json"]
-    stamp = directory / ".installed"
-    wanted = (CLIENTS / "package-lock.json").read_text()
-    directory.mkdir(exist_ok=True)
-    (directory / ".gitignore").write_text("*\n")
-    for file in files:
-        shutil.copy(CLIENTS / file, directory)
-    if not stamp.exists() or stamp.read_text() != wanted:
-        run(tool("npm"), "ci", "--no-audit", "--no-fund", cwd=directory)
-        stamp.write_text(wanted)
-    return directory
 
 
 # Each client
