@@ -537,7 +537,8 @@ class AGUIPlugin(ProtocolPlugin):
         exchange = AGUIExchange(agent, authentication, self, path)
         app_config.route_handlers.append(exchange_route(path, ["POST"], exchange, "agentcore-ag-ui"))
         if path == INVOCATIONS:
-            service.exchange = exchange
+            service.exchange = exchange  # for the fast path
+        agent.protocol_paths["ag-ui"] = (path, *([self._websocket_path] if self._websocket_path else ()))
         if self._websocket_path is not None:
             app_config.route_handlers.append(self._websocket_route(self._websocket_path, service))
 

@@ -133,6 +133,7 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         self.exchange: InvocationExchange | None = None
         if self.serves_protocol("http"):
             self.exchange = exchange = InvocationExchange(self.agent, debug, authentication)
+            self.agent.protocol_paths["http"] = ("/invocations", "/ws")
             app_config.route_handlers += [
                 invocations_controller(self.agent, exchange, authentication),
                 websocket_controller(self.agent, authentication),

@@ -12,6 +12,7 @@ from litestar_agentcore.app import BedrockAgentCoreApp
 from litestar_agentcore.controllers.invocations import InvocationResponse, exchange_middleware
 from litestar_agentcore.exchange import InvocationExchange
 from litestar_agentcore.plugin import AgentCorePlugin
+from litestar_agentcore.runtime.handler import Handler
 
 
 class ProtocolPlugin(InitPlugin):
@@ -22,6 +23,9 @@ class ProtocolPlugin(InitPlugin):
     """
 
     protocol: ClassVar[Protocol]
+
+    handler: Handler | None = None
+    """What is called for each call, where that is a handler of the author's."""
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Mount the protocol; called by Litestar."""

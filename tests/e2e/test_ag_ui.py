@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,6 +15,9 @@ from xml.etree import ElementTree as ET
 import httpx
 import msgspec
 import pytest
+from click.testing import CliRunner
+from litestar_agentcore.cli.client import ExitCode
+from litestar_agentcore.cli.group import agent_group
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -77,7 +79,7 @@ class Places(msgspec.Struct):
         shutil.copy(HERE / "moved" / "scripted_strands_model.py.txt", directory / "scripted_strands_model.py")
         return file
 
-    def command(self, file: Path, port: int, **variables: str) -> list[str]:
+    def environment(self, file: Path, **variables: str) -> list[str]:
         variables = {
             "AGENTCORE_STALL_SECONDS": "30",  # on a busy machine the first request of a framework takes its time
             "HOME": os.environ["HOME"],
@@ -86,7 +88,15 @@ class Places(msgspec.Struct):
             **variables,
         }
         assignments = [f"{name}={value}" for name, value in variables.items()]
-        return ["env", "--ignore-environment", *assignments, str(self.python), str(file), str(port)]
+        return ["env", "--ignore-environment", *assignments, str(self.python)]
+
+    def command(self, file: Path, port: int, **variables: str) -> list[str]:
+        return [*self.environment(file, **variables), str(file), str(port)]
+
+    def agent_command(self, *arguments: str, **variables: str) -> list[str]:
+        """A command of ``litestar-agent``, with the files of the official SDK in its working directory."""
+        module = ["-P", "-m", "litestar_agentcore.cli.console"]
+        return [*self.environment(self.directory / "ours" / "any.py", **variables), *module, *arguments]
 
 
 class Served(msgspec.Struct):
@@ -112,10 +122,14 @@ def served(places: Places) -> Iterator[Served]:
             command = places.command(file, port, **({} if is_reference else traced))
             return stack.enter_context(run(command, port, file.parent, START_SECONDS))
 
+        def start_unchanged(name: str) -> ServerProcess:
+            file, port = places.write(name, is_reference=True), free_port()
+            command = places.agent_command("run", file.name, "--port", str(port), **traced)
+            return stack.enter_context(run(command, port, file.parent, START_SECONDS))
+
         with ThreadPoolExecutor(4) as pool:
-            ours, pydantic_ai, strands = [
-                pool.submit(start, name) for name in ("agent", "pydantic_ai_agent", "strands_agent")
-            ]
+            ours, pydantic_ai = (pool.submit(start, name) for name in ("agent", "pydantic_ai_agent"))
+            strands = pool.submit(start_unchanged, "strands_agent")
             reference = pool.submit(start, "agent", is_reference=True)
         yield Served(ours.result(), reference.result(), pydantic_ai.result(), strands.result(), sink)
 
@@ -410,12 +424,54 @@ def end_of(places: Places, asked: str, transport: str, **variables: str) -> list
         return events
 
 
-def test_without_the_library_the_error_names_the_extra() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from litestar_agentcore import AGUIApp; AGUIApp()"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert "pip install 'litestar-agentcore[ag-ui]'" in done.stderr
+# The commands
+
+
+def test_invoke_prints_a_run_as_it_comes(served: Served) -> None:
+    told = invoke(served.strands, "look up Emma")
+    assert told.code == 0
+    assert [line.strip() for line in told.out.splitlines()] == [
+        'look_up({"title": "Emma"})',
+        '-> "Emma was published in 1815"',
+        "success: Emma was published in 1815",
+    ]
+
+
+def test_invoke_prints_the_events_where_that_is_asked_for(ours: ServerProcess) -> None:
+    told = invoke(ours, "--json", "hello")
+    assert [json.loads(line)["type"] for line in told.out.splitlines()][::6] == ["RUN_STARTED", "RUN_FINISHED"]
+
+
+def test_invoke_ends_with_the_error_of_a_run(ours: ServerProcess) -> None:
+    told = invoke(ours, "fail")
+    assert (told.code, told.out) == (ExitCode.ERROR_EVENT, "")
+    assert "CREDIT: no more credit" in told.err
+
+
+def test_invoke_tells_what_is_no_run(ours: ServerProcess) -> None:
+    told = invoke(ours, '{"messages": 5}')
+    assert told.code == ExitCode.CLIENT_ERROR
+    assert "Invalid RunAgentInput" in told.err
+
+
+class Told(msgspec.Struct):
+    code: int
+    out: str
+    err: str
+
+
+def invoke(server: ServerProcess, *arguments: str) -> Told:
+    options = ["invoke", "--protocol", "ag-ui", "--url", server.url, "--timeout", str(PATIENCE)]
+    result = CliRunner().invoke(agent_group, [*options, *arguments])
+    return Told(result.exit_code, result.stdout, result.stderr)
+
+
+def test_doctor_says_which_protocol_it_found_and_where(places: Places) -> None:
+    file = places.write("agent", is_reference=True)
+    command = places.agent_command("doctor", file.name, "--json", "--port", str(free_port()))
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=2 * PATIENCE, check=False)
+    checks = json.loads(done.stdout)["checks"]
+    found = {check["subject"]: check["text"] for check in checks}
+    assert found["protocol"] == "AG-UI: /invocations, /ws; AgentCore expects it on port 8080"
+    assert found["handler"] == "agent: async, on the agent's loop; AG-UI"
+    assert [check for check in checks if check["level"] == "failure"] == []

@@ -19,6 +19,10 @@ from litestar_agentcore.app import BedrockAgentCoreApp
 from litestar_agentcore.cli.agent_file import CALL_RUN_GUARDED, AgentFile, ImportFailed, load, plugin_of
 from litestar_agentcore.cli.findings import Finding
 from litestar_agentcore.plugin import AgentCorePlugin
+from litestar_agentcore.protocol.recognition import PORTS, TITLES
+from litestar_agentcore.protocol.settings import variable_of
+from litestar_agentcore.protocols import ProtocolPlugin
+from litestar_agentcore.runtime.agent import Agent
 from litestar_agentcore.runtime.handler import Handler, name_of
 
 if TYPE_CHECKING:
@@ -121,19 +125,12 @@ class AgentCheck:
             return
         plugin = plugin_of(self.app)
         agent = plugin.agent
-        if (handler := agent.entrypoint) is None:
-            advice = "Decorate the function that answers with @app.entrypoint."
-            yield Finding("failure", "handler", "none: each invocation would be answered 500", advice)
-        else:
-            inline = agent.execution.runs_here(handler)
-            runs = "async, on the loop that accepts requests" if inline else handler.kind.value
-            yield Finding("ok", "handler", f"{handler.name}: {runs}; {_signature(handler)}")
-            if handler.remark is not None:
-                yield Finding("warning", "handler", handler.remark)
-        if (websocket := agent.websocket_handler) is not None:
-            yield Finding("ok", "WebSocket", f"/ws: {name_of(websocket)}, async, on the agent's loop")
-        else:
-            yield Finding("ok", "WebSocket", "none: /ws is closed with 1011")
+        yield from _protocols_of(plugin)
+        for other in self.app.plugins:
+            if isinstance(other, ProtocolPlugin) and plugin.serves_protocol(other.protocol):
+                yield from _handler_of(other)
+        if plugin.serves_protocol("http"):
+            yield from _handlers_of(agent)
         custom = agent.health.function
         limit = agent.settings.ping_timeout_seconds
         by = "by the tasks that run" if custom is None else f"{name_of(custom)}, within {limit:g} s"
@@ -171,6 +168,46 @@ class AgentCheck:
         if self.app is None:
             return None
         return _logging_of(plugin_of(self.app))
+
+
+def _protocols_of(plugin: AgentCorePlugin) -> Iterator[Finding]:
+    """What is served, where, and on which port a platform expects it."""
+    served = [protocol for protocol in TITLES if plugin.serves_protocol(protocol)]
+    chosen = plugin.agent.settings.protocol
+    if chosen is not None and chosen not in plugin.protocols:
+        has = ", ".join(sorted(plugin.protocols)) or "none"
+        text = f"{variable_of('protocol')}={chosen!r}, and the application has {has}"
+        yield Finding("failure", "protocol", text, "It would end at its start.")
+    for protocol in served:
+        paths = ", ".join(plugin.agent.protocol_paths.get(protocol, ()))
+        where = f"{paths}; " if paths else ""
+        yield Finding("ok", "protocol", f"{TITLES[protocol]}: {where}AgentCore expects it on port {PORTS[protocol]}")
+
+
+def _handler_of(plugin: ProtocolPlugin) -> Iterator[Finding]:
+    """The handler of a protocol that has one."""
+    if (handler := plugin.handler) is not None:
+        yield Finding("ok", "handler", f"{handler.name}: {handler.kind.value}; {TITLES[plugin.protocol]}")
+    elif plugin.protocol == "ag-ui":
+        advice = "Decorate the function that gives the events with @app.entrypoint."
+        yield Finding("failure", "handler", "none: each run would be answered 500", advice)
+
+
+def _handlers_of(agent: Agent) -> Iterator[Finding]:
+    """The handlers of plain HTTP."""
+    if (handler := agent.entrypoint) is None:
+        advice = "Decorate the function that answers with @app.entrypoint."
+        yield Finding("failure", "handler", "none: each invocation would be answered 500", advice)
+    else:
+        inline = agent.execution.runs_here(handler)
+        runs = "async, on the loop that accepts requests" if inline else handler.kind.value
+        yield Finding("ok", "handler", f"{handler.name}: {runs}; {_signature(handler)}")
+        if handler.remark is not None:
+            yield Finding("warning", "handler", handler.remark)
+    if (websocket := agent.websocket_handler) is not None:
+        yield Finding("ok", "WebSocket", f"/ws: {name_of(websocket)}, async, on the agent's loop")
+    else:
+        yield Finding("ok", "WebSocket", "none: /ws is closed with 1011")
 
 
 def _logging_of(plugin: AgentCorePlugin) -> Finding:

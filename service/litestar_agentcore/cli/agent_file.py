@@ -23,6 +23,7 @@ from litestar import Litestar
 from litestar_agentcore.app import BedrockAgentCoreApp
 from litestar_agentcore.cli.sdk_imports import serve_sdk_imports
 from litestar_agentcore.plugin import AgentCorePlugin
+from litestar_agentcore.protocol.recognition import PORTS
 from litestar_agentcore.protocol.settings import SettingsError
 
 PACKAGE_DIRECTORY = str(Path(__file__).parents[1])
@@ -234,6 +235,17 @@ def _application_named(variable: str, module: ModuleType, agent: AgentFile, foun
     if not isinstance(value, Litestar):
         raise click.ClickException(f"{agent} is of type {type(value).__name__}, and no BedrockAgentCoreApp or Litestar")
     return _with_agent(value, str(agent))
+
+
+def default_port(app: Litestar) -> int:
+    """The port on which AgentCore Runtime expects an application: that of its only protocol, or else of plain HTTP.
+
+    Args:
+        app: An application with an agent.
+    """
+    plugin = plugin_of(app)
+    ports = [port for protocol, port in PORTS.items() if plugin.serves_protocol(protocol)]
+    return ports[0] if len(ports) == 1 else PORTS["http"]
 
 
 def _with_agent(app: Litestar, name: str) -> Litestar:

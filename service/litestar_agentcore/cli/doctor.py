@@ -13,7 +13,7 @@ from rich.console import Console
 
 from litestar_agentcore.app import default_host
 from litestar_agentcore.cli.agent_check import AgentCheck
-from litestar_agentcore.cli.agent_file import LIKELY_FILES, AgentFile, plugin_of
+from litestar_agentcore.cli.agent_file import LIKELY_FILES, AgentFile, default_port, plugin_of
 from litestar_agentcore.cli.findings import Finding, Report
 from litestar_agentcore.cli.port_check import check_port
 from litestar_agentcore.cli.run import DEFAULT_PORT
@@ -25,7 +25,9 @@ from litestar_agentcore.version import __version__
 
 @click.command("doctor")
 @click.argument("target", metavar="[FILE[:NAME]]", required=False)
-@click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True, help="The port to try.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="The port to try.  [default: the protocol's, 8080 for HTTP]"
+)
 @click.option("--host", help="The address to try.  [default: 0.0.0.0 inside a container, and 127.0.0.1 elsewhere]")
 @click.option(
     "--timeout",
@@ -40,7 +42,7 @@ from litestar_agentcore.version import __version__
 def doctor(
     ctx: click.Context,
     target: str | None,
-    port: int,
+    port: int | None,
     host: str | None,
     timeout: float,
     with_defaults: bool,
@@ -63,7 +65,7 @@ def doctor(
     ctx.exit(0 if report.ok else 1)
 
 
-def _check(agent: AgentFile | None, host: str, port: int, timeout: float) -> Iterator[Finding]:
+def _check(agent: AgentFile | None, host: str, port: int | None, timeout: float) -> Iterator[Finding]:
     versions = f"litestar-agentcore {__version__}, Litestar {version('litestar')}, Python {python_version()}"
     yield Finding("ok", "service", versions)
     try:
@@ -86,5 +88,6 @@ def _check(agent: AgentFile | None, host: str, port: int, timeout: float) -> Ite
         yield from filter(None, (check.check_authentication(host), check.check_logging()))
         if check.app is not None:
             name = plugin_of(check.app).agent.telemetry.agent_name
+            port = default_port(check.app) if port is None else port
     yield from check_traces(name, timeout)
-    yield check_port(host, port)
+    yield check_port(host, DEFAULT_PORT if port is None else port)

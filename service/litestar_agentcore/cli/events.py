@@ -180,7 +180,11 @@ def error_of(value: Any) -> str | None:
     Returns:
         The error, with its type where there is one; ``None`` for any other event.
     """
-    if not isinstance(value, dict) or not isinstance(error := value.get("error"), str):
+    if not isinstance(value, dict):
+        return None
+    if value.get("type") == "RUN_ERROR" and isinstance(message := value.get("message"), str):  # of AG-UI
+        return f"{value['code']}: {message}" if value.get("code") else message
+    if not isinstance(error := value.get("error"), str):
         return None
     kind = value.get("error_type")
     if isinstance(kind, str):

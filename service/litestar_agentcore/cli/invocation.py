@@ -6,7 +6,7 @@ import uuid
 from enum import Enum
 from http import HTTPStatus
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import msgspec
@@ -14,6 +14,7 @@ import rich_click as click
 from rich.highlighter import JSONHighlighter
 from rich.text import Text
 
+from litestar_agentcore.cli.ag_ui import RunPrinter
 from litestar_agentcore.cli.client import CallError, Connection, ExitCode, refused
 from litestar_agentcore.cli.events import NOT_JSON, EventStreamParser, answer_text, error_of, event_text, value_of
 from litestar_agentcore.cli.terminal import Output, PlainConsole, duration, printable, say
@@ -73,6 +74,11 @@ class Invocation(msgspec.Struct):
     """How many events without text have not been printed."""
 
     status: str = ""
+
+    path: str = "invocations"
+    """Where it is sent, from the agent's URL on."""
+
+    protocol: Literal["http", "ag-ui"] = "http"
 
     def timing(self) -> str:
         """How many events there have been, and how long they took."""
@@ -152,7 +158,7 @@ def perform(
         with (
             connection.errors_explained(in_answer),
             connection.client() as client,
-            client.stream("POST", "invocations", content=invocation.body, headers=invocation.headers) as response,
+            client.stream("POST", invocation.path, content=invocation.body, headers=invocation.headers) as response,
         ):
             _print_answer(connection, invocation, response, output, form, every_event)
     finally:
@@ -238,7 +244,9 @@ def _print_indented(body: bytes, output: Output) -> None:
 def _print_events(
     invocation: Invocation, response: httpx.Response, output: Output, form: Form, every_event: bool
 ) -> None:
-    events = _EventPrinter(invocation, output, form, every_event)
+    events: _EventPrinter | RunPrinter = _EventPrinter(invocation, output, form, every_event)
+    if invocation.protocol == "ag-ui" and form is not Form.JSON:
+        events = RunPrinter(output, text_only=form is Form.TEXT)
     parser = EventStreamParser()
 
     def take(data: str) -> None:

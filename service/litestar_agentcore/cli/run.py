@@ -11,7 +11,7 @@ from agentcore_telemetry.log_handlers import LogSetup
 from litestar import Litestar
 
 from litestar_agentcore.app import BedrockAgentCoreApp, default_host
-from litestar_agentcore.cli.agent_file import CALL_RUN_GUARDED, AgentFile, ImportFailed, load, plugin_of
+from litestar_agentcore.cli.agent_file import CALL_RUN_GUARDED, AgentFile, ImportFailed, default_port, load, plugin_of
 from litestar_agentcore.protocol.settings import Settings, SettingsError
 from litestar_agentcore.server import run_options
 
@@ -25,7 +25,9 @@ _APPLICATION = f"{__name__}:application"
 
 @click.command("run")
 @click.argument("target", metavar="FILE[:NAME]")
-@click.option("--port", type=click.IntRange(0, 65535), help=f"The port to listen on.  [default: {DEFAULT_PORT}]")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="The port to listen on.  [default: the protocol's, 8080 for HTTP]"
+)
 @click.option(
     "--host", help="The address to listen on.  [default: 0.0.0.0 inside a container, and 127.0.0.1 elsewhere]"
 )
@@ -92,7 +94,7 @@ def _serve(agent: AgentFile, asked_port: int | None, asked_host: str | None, wor
     if served:
         return
     plugin = plugin_of(app)
-    address = {"host": asked_host or default_host(), "port": DEFAULT_PORT if asked_port is None else asked_port}
+    address = {"host": asked_host or default_host(), "port": default_port(app) if asked_port is None else asked_port}
     options = run_options(plugin.agent.settings, plugin.log_setup, app.debug, address)
     if workers > 1:
         uvicorn.run(_APPLICATION, factory=True, workers=workers, **options)

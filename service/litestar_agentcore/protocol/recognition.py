@@ -7,6 +7,9 @@ import msgspec
 TITLES = {"http": "HTTP", "ag-ui": "AG-UI", "a2a": "A2A", "mcp": "MCP"}
 """The protocols' own spelling."""
 
+PORTS = {"http": 8080, "ag-ui": 8080, "a2a": 9000, "mcp": 8000}
+"""Where AgentCore Runtime expects each."""
+
 _A2A_METHODS = ("message/", "tasks/resubscribe", "tasks/pushNotificationConfig/", "agent/")
 """Prefixes of the methods of A2A 0.3; those of 1.0 are ``SendMessage`` and the like. MCP has ``tasks/get`` too."""
 

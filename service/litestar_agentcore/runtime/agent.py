@@ -76,6 +76,8 @@ class Agent:
         """The places of invocations; ``None`` where any number may run."""
         self.websocket_admission = Admission(settings.max_websockets) if settings.max_websockets is not None else None
         """Likewise of WebSockets."""
+        self.protocol_paths: dict[str, tuple[str, ...]] = {}
+        """Where each protocol is served, as far as its plugin says: first where calls go, then what else there is."""
         self.shutting_down = False
         """What ``/ready`` tells."""
         self.refuses_work = False
