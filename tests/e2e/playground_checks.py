@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
-URL, GUARDED, MOUNTED = (os.environ.get(f"PLAYGROUND_{name}", "") for name in ("URL", "GUARDED_URL", "MOUNTED_URL"))
+URL, GUARDED, MOUNTED, AG_UI = (
+    os.environ.get(f"PLAYGROUND_{name}", "") for name in ("URL", "GUARDED_URL", "MOUNTED_URL", "AG_UI_URL")
+)
 PYTHON = os.environ.get("PLAYGROUND_PYTHON", "")
 KEY = os.environ.get("PLAYGROUND_KEY", "")
 PATIENCE = 20_000
@@ -430,3 +432,111 @@ def test_what_comes_of_stopping_a_session_is_told(
     session = request.headers["x-amzn-bedrock-agentcore-runtime-session-id"]
     assert session == page.locator("#session").input_value()
     assert 33 <= len(session) <= 256
+
+
+# AG-UI
+
+
+@pytest.fixture
+def runs(context: BrowserContext) -> Page:
+    page = context.new_page()
+    page.goto(f"{AG_UI}/playground")
+    expect(page.get_by_label("Your message")).to_be_visible()
+    expect(page.locator("#mode").get_by_text("Invoke")).to_be_hidden()
+    return page
+
+
+def say(page: Page, text: str) -> None:
+    page.get_by_label("Your message").fill(text)
+    page.locator("#run-send").click()
+
+
+def test_a_run_shows_its_messages_and_keeps_them_in_the_thread(runs: Page) -> None:
+    with runs.expect_request("**/invocations") as first:
+        say(runs, "hello")
+    status(runs, "200 OK")
+    messages = runs.locator("#run-messages li")
+    expect(messages).to_have_text(["userhello", "assistantHello wörld 😀\n"])
+    with runs.expect_request("**/invocations") as second:
+        say(runs, "say who you are")
+    status(runs, "200 OK")
+    inputs = [request.value.post_data_json for request in (first, second)]
+    session = runs.get_by_label("Session", exact=True).input_value()
+    assert [each["threadId"] for each in inputs] == [session, session]
+    assert inputs[0]["runId"] != inputs[1]["runId"]
+    assert [message["role"] for message in inputs[1]["messages"]] == ["user", "assistant", "user"]
+    expect(messages.last).to_contain_text(f"{session} True")
+
+
+def test_a_run_shows_what_tools_are_called_with_and_give(runs: Page) -> None:
+    say(runs, "call a tool")
+    status(runs, "200 OK")
+    expect(runs.locator("#run-messages")).to_contain_text('weather({"city": "Oslo"})')
+    expect(runs.locator("#run-messages li.tool")).to_contain_text("snow")
+
+
+def test_a_run_shows_its_state_which_goes_with_the_next(runs: Page) -> None:
+    say(runs, "keep state")
+    status(runs, "200 OK")
+    state = {"count": 2, "steps": ["packed"]}
+    text = runs.locator("#run-state-text")
+    expect(text).to_be_visible()
+    assert runs.evaluate("JSON.parse(document.getElementById('run-state-text').textContent)") == state
+    with runs.expect_request("**/invocations") as asked:
+        say(runs, "hello")
+    assert asked.value.post_data_json["state"] == state
+
+
+def test_a_run_that_fails_is_told_from_one_that_ends(runs: Page) -> None:
+    say(runs, "fail")
+    status(runs, "Stream failed")
+    expect(runs.locator("#events .failed")).to_contain_text("no more credit")
+    say(runs, "hello")
+    status(runs, "200 OK")
+
+
+def test_escape_aborts_a_run(runs: Page) -> None:
+    say(runs, "wait")
+    status(runs, "Streaming")
+    runs.keyboard.press("Escape")
+    status(runs, "Aborted")
+    expect(runs.locator("#sessions")).to_contain_text("Nothing runs for any session.")
+
+
+def test_a_new_session_is_a_new_thread_and_old_runs_come_back(runs: Page) -> None:
+    say(runs, "hello")
+    status(runs, "200 OK")
+    runs.get_by_role("button", name="New", exact=True).click()
+    say(runs, "keep state")
+    status(runs, "200 OK")
+    expect(runs.locator("#run-messages li")).to_have_text(["userkeep state"])
+    runs.locator("#history button").last.click()
+    expect(runs.locator("#run-messages li")).to_have_count(2)
+    expect(runs.get_by_label("Your message")).to_have_value("hello")
+
+
+@pytest.mark.parametrize(
+    ("patch", "becomes"),
+    [
+        ([{"op": "add", "path": "/a/1", "value": 9}], {"a": [1, 9, 2], "b": {"c~/": 3}}),
+        ([{"op": "remove", "path": "/a/0"}, {"op": "add", "path": "/a/-", "value": 3}], {"a": [2, 3], "b": {"c~/": 3}}),
+        ([{"op": "replace", "path": "/b/c~0~1", "value": None}], {"a": [1, 2], "b": {"c~/": None}}),
+        ([{"op": "move", "from": "/b", "path": "/d"}], {"a": [1, 2], "d": {"c~/": 3}}),
+        ([{"op": "copy", "from": "/a", "path": "/b/e"}], {"a": [1, 2], "b": {"c~/": 3, "e": [1, 2]}}),
+        ([{"op": "replace", "path": "", "value": 5}], 5),
+        ([{"op": "add", "path": "/x/y", "value": 1}], None),
+        ([{"op": "add", "path": "/__proto__/polluted", "value": 1}], None),
+        ([{"op": "what", "path": "/a"}], None),
+        ("nonsense", None),
+    ],
+)
+def test_changes_of_state_are_json_patches(patch: Any, becomes: Any, page: Page) -> None:
+    source = page.evaluate("document.querySelector('script[type=module]').textContent")
+    start = source.index("function patched(")
+    own = source[start : source.index("\n}\n", start) + 2]
+    done = page.evaluate(
+        f"""(patch) => {{ {own}; const found = patched({{ a: [1, 2], b: {{ "c~/": 3 }} }}, patch);
+        return [found, Object.prototype.polluted ?? null]; }}""",
+        patch,
+    )
+    assert done == [becomes, None]

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.e2e.environments import environment
-from tests.e2e.runtimes import HERE, ROOT
+from tests.e2e.runtimes import HERE, ROOT, ported
 from tests.e2e.served import served
 from tests.integration.server import free_port, run
 
@@ -38,6 +38,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[str]
     assert chromium, "chromium is not on the PATH"
     browser = environment("browser")
     port = free_port()
+    agent, ag_ui_port = directory / "agent.py", free_port()
+    agent.write_text(ported((HERE / "ag_ui" / "agent.py.txt").read_text()))
+    paths = f"PYTHONPATH={ROOT / 'service'}:{ROOT / 'telemetry'}"
+    ag_ui = ["env", paths, "AGENTCORE_PLAYGROUND=true", str(environment("ag-ui") / "python"), str(agent)]
     with (
         pytest.MonkeyPatch.context() as patch,
         served(f"{AGENT}:app", AGENTCORE_PLAYGROUND="true") as plain,
@@ -45,11 +49,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[str]
     ):
         patch.setenv("AGENTCORE_PLAYGROUND", "true")
         command = [sys.executable, "-m", "uvicorn", f"{AGENT}:mounted", "--port", str(port)]
-        with run(command, port) as mounted:
+        with run(command, port) as mounted, run([*ag_ui, str(ag_ui_port)], ag_ui_port, start_seconds=60) as runs:
             variables = {
                 "PLAYGROUND_URL": plain.url,
                 "PLAYGROUND_GUARDED_URL": guarded.url,
                 "PLAYGROUND_MOUNTED_URL": f"{mounted.url}/agents/one",
+                "PLAYGROUND_AG_UI_URL": runs.url,
                 "PLAYGROUND_KEY": KEY,
                 "PLAYGROUND_CHROMIUM": chromium,
                 "PLAYGROUND_PYTHON": sys.executable,

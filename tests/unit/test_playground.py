@@ -242,6 +242,8 @@ def test_the_description_is_that_of_the_entrypoint() -> None:
         "description": "Plan a trip.",
         "payload_schema": payload_schema(Struct),
         "websocket": True,
+        "http": True,
+        "ag_ui_path": None,
         "runtime_arn": "arn:aws:bedrock-agentcore:local:000000000000:runtime/local",
     }
 

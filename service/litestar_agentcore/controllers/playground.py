@@ -43,6 +43,10 @@ class AgentDescription(msgspec.Struct, frozen=True):
     """The JSON schema of its payloads, or ``None`` for any JSON."""
     websocket: bool
     """Whether it has a handler of ``/ws``."""
+    http: bool
+    """Whether it has plain HTTP."""
+    ag_ui_path: str | None
+    """Where its runs of AG-UI are asked for, where it speaks that."""
     runtime_arn: str
     """The ARN that it is addressed with on ``/runtimes/{arn}/...``."""
 
@@ -144,5 +148,7 @@ def _description_of(agent: Agent) -> AgentDescription:
         description=entrypoint.description if entrypoint is not None else None,
         payload_schema=payload_schema(entrypoint.payload_type) if entrypoint is not None else None,
         websocket=agent.websocket_handler is not None,
+        http="http" in agent.protocol_paths,
+        ag_ui_path=agent.protocol_paths.get("ag-ui", (None,))[0],
         runtime_arn=agent.settings.runtime_arn or LOCAL_ARN,
     )

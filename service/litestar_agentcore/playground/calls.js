@@ -58,7 +58,7 @@ class EventParser {
   }
 }
 
-/** One call of `/invocations`, and what has come of it so far. Changes are told to `onChange`. */
+/** One call of an agent, and what has come of it so far. Changes are told to `onChange`. */
 class Call {
   state = "running";
   status = null;
@@ -73,8 +73,9 @@ class Call {
   #characters = 0;
   #controller = new AbortController();
 
-  constructor(body, session, onChange) {
-    Object.assign(this, { body, session, onChange, traceId: randomHex(16), when: new Date() });
+  /** `onValue`, where it is given, is told the value of each event. */
+  constructor(body, session, onChange, path = "/invocations", onValue = null) {
+    Object.assign(this, { body, session, onChange, path, onValue, traceId: randomHex(16), when: new Date() });
     this.began = performance.now();
   }
 
@@ -90,7 +91,7 @@ class Call {
   async run() {
     try {
       const { signal } = this.#controller;
-      const response = await fetch(urlOf("/invocations"), { method: "POST", headers: this.headers, body: this.body, signal });
+      const response = await fetch(urlOf(this.path), { method: "POST", headers: this.headers, body: this.body, signal });
       this.status = response.status;
       this.statusText = response.statusText;
       this.type = response.headers.get("content-type") ?? "";
@@ -128,7 +129,11 @@ class Call {
     if (typeof value?.error === "string" && typeof value.error_type === "string") {
       event.failed = true;
       this.error = `${value.error_type}: ${value.error}`;
+    } else if (value?.type === "RUN_ERROR") {
+      event.failed = true;
+      this.error = [value.code, value.message].filter(Boolean).join(": ");
     }
+    this.onValue?.(value);
     this.events.push(event);
     this.#characters += data.length;
     if (this.spoken.length < KEPT_CHARACTERS) this.spoken += spokenBy(value);

@@ -117,7 +117,7 @@ $("credentials").addEventListener("submit", (event) => {
 
 // -- The payload
 
-let agent = { runtime_arn: "", websocket: true };
+let agent = { runtime_arn: "", websocket: true, http: true, ag_ui_path: null };
 let form = null;
 
 async function describe() {
@@ -132,6 +132,7 @@ async function describe() {
 
 function showAgent(description) {
   agent = description;
+  showModes();
   agent.isKnown = true;
   document.title = `${agent.name} · Playground`;
   $("agent-name").textContent = agent.name;
@@ -148,6 +149,14 @@ function showAgent(description) {
   if (!$("json-text").value) $("json-text").value = field.isJson && field.control.value.length > 2 ? field.control.value : '{\n  "prompt": "Hello"\n}';
   if (form === null) showView("json");
   showCode();
+}
+
+/** Offers what the agent speaks; where AG-UI is all, that. */
+function showModes() {
+  const isRun = agent.ag_ui_path !== null;
+  $("mode-run").hidden = !isRun;
+  for (const value of ["call", "socket"]) document.querySelector(`input[value="${value}"]`).closest("label").hidden = !agent.http;
+  if (!agent.http && isRun) choose("mode", "run");
 }
 
 function showView(view) {
@@ -235,12 +244,32 @@ function send() {
   if (current !== null || $("session").getAttribute("aria-invalid") === "true") return;
   clearErrors();
   try {
-    current = new Call(payload(), $("session").value, () => draw());
+    begin(new Call(payload(), $("session").value, () => draw()));
   } catch (error) {
     if (!(error instanceof FieldError)) throw error;
-    return showFieldError(error);
+    showFieldError(error);
   }
-  const call = current;
+}
+
+const threads = new Map();
+
+/** The thread of the session, whose messages and state go with each run. */
+function threadOf(session) {
+  if (!threads.has(session)) threads.set(session, new Thread(session));
+  return threads.get(session);
+}
+
+function sendRun() {
+  const session = $("session").value;
+  if (current !== null || $("session").getAttribute("aria-invalid") === "true") return;
+  const thread = threadOf(session);
+  const prompt = $("run-text").value;
+  const call = new Call(thread.input(prompt), session, () => draw(), agent.ag_ui_path, (value) => thread.take(value));
+  begin(Object.assign(call, { thread, label: prompt }));
+}
+
+function begin(call) {
+  current = call;
   calls.unshift(call);
   calls.length = Math.min(calls.length, KEPT_CALLS);
   show(call);
@@ -260,13 +289,14 @@ function send() {
 }
 
 function setRunning(isRunning) {
-  $("send").disabled = isRunning;
-  $("abort").disabled = !isRunning;
+  for (const id of ["send", "run-send"]) $(id).disabled = isRunning;
+  for (const id of ["abort", "run-abort"]) $(id).disabled = !isRunning;
   $("response").setAttribute("aria-busy", String(isRunning));
 }
 
 $("send").addEventListener("click", send);
-$("abort").addEventListener("click", () => current?.abort());
+$("run-send").addEventListener("click", sendRun);
+for (const id of ["abort", "run-abort"]) $(id).addEventListener("click", () => current?.abort());
 
 function statusOf(call) {
   if (call.state === "aborted") return "Aborted";
@@ -306,11 +336,25 @@ function drawCall(call) {
   $("events").hidden = call.events === null;
   $("answer").hidden = call.events !== null;
   $("body-title").textContent = call.events ? "Events" : call.error ? "Error" : "Answer";
-  const isSpoken = call.events !== null && call.spoken !== "" && call.events.length + call.forgotten > 1;
+  drawThread(call.thread);
+  const isSpoken = !call.thread && call.events !== null && call.spoken !== "" && call.events.length + call.forgotten > 1;
   $("spoken").hidden = !isSpoken;
   if (isSpoken) $("spoken-text").textContent = call.spoken.slice(-SHOWN_CHARACTERS);
   if (call.events) drawEvents(call.events, call.forgotten, (event) => eventRow(event));
   else if (call.state !== "running" && !$("answer").hasChildNodes()) drawAnswer(call.text || call.error || "");
+}
+
+function drawThread(thread) {
+  $("run").hidden = !thread;
+  if (!thread) return;
+  const rows = thread.messages.map((message) => {
+    const said = clipped(textOf(message), ROW_CHARACTERS);
+    const tools = (message.toolCalls ?? []).map((tool) => el("p", { class: "code tool" }, clipped(`${tool.function.name}(${tool.function.arguments})`, ROW_CHARACTERS)));
+    return el("li", { class: message.role }, el("span", { class: "muted" }, message.role), said && el("p", { class: message.role === "tool" ? "code spoken" : "spoken" }, said), ...tools);
+  });
+  $("run-messages").replaceChildren(...rows);
+  $("run-state").hidden = thread.state === null || Object.keys(thread.state).length === 0;
+  $("run-state-text").textContent = clipped(JSON.stringify(thread.state, null, 2), SHOWN_CHARACTERS);
 }
 
 function drawFacts(facts) {
@@ -367,7 +411,7 @@ function showHistory() {
   const rows = calls.map((call) => {
     const health = { running: "busy", done: "good", aborted: "unknown", failed: "bad" }[call.state];
     const when = call.when.toLocaleTimeString([], { hour12: false });
-    const label = el("span", { class: "code preview" }, call.body.replace(/\s+/g, " ").slice(0, 200));
+    const label = el("span", { class: "code preview" }, (call.label ?? call.body).replace(/\s+/g, " ").slice(0, 200));
     const facts = el("span", { class: "muted" }, `${when} · ${statusOf(call)}${call.duration === null ? "" : ` · ${seconds(call.duration)}`}`);
     return el("li", {}, el("button", { type: "button", class: "entry", click: () => recall(call) }, el("span", { class: "dot", "data-health": health }), el("span", {}, label, facts)));
   });
@@ -376,7 +420,11 @@ function showHistory() {
 
 /** Shows a call of the history again, and its payload, so that it can be sent once more. */
 function recall(call) {
-  choose("mode", "call");
+  choose("mode", call.thread ? "run" : "call");
+  if (call.thread) {
+    $("run-text").value = call.label;
+    return show(call);
+  }
   $("json-text").value = call.body;
   clearErrors();
   try {
@@ -435,7 +483,7 @@ function drawConversation() {
   $("status").hidden = false;
   $("status").textContent = conversation.status;
   $("status").dataset.health = conversation.health;
-  for (const id of ["facts", "spoken", "answer"]) $(id).hidden = true;
+  for (const id of ["facts", "run", "spoken", "answer"]) $(id).hidden = true;
   $("facts").dataset.key = "";
   $("body").hidden = $("events").hidden = !isAny;
   $("body-title").textContent = "Messages";
@@ -496,13 +544,12 @@ function choose(name, value) {
 
 $("mode").addEventListener("change", () => {
   const isSocket = chosen("mode") === "socket";
-  $("call-panel").hidden = isSocket;
-  $("socket-panel").hidden = !isSocket;
+  for (const [id, mode] of [["call-panel", "call"], ["run-panel", "run"], ["socket-panel", "socket"]]) $(id).hidden = chosen("mode") !== mode;
   $("response-title").textContent = isSocket ? "Conversation" : "Response";
   drawn = 0;
   $("events").replaceChildren();
   $("answer").replaceChildren();
-  for (const id of ["status", "facts", "body", "spoken", "more"]) $(id).hidden = true;
+  for (const id of ["status", "facts", "body", "run", "spoken", "more"]) $(id).hidden = true;
   $("empty").hidden = false;
   if (isSocket) drawConversation();
   else draw();
@@ -577,8 +624,7 @@ function fill(id, rows) {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    if (chosen("mode") === "call") send();
-    else sendMessage();
+    ({ call: send, run: sendRun, socket: sendMessage })[chosen("mode")]();
   } else if (event.key === "Escape") current?.abort();
 });
 if (/Mac|iPhone|iPad/.test(navigator.platform)) document.querySelectorAll("kbd").forEach((key) => (key.textContent = key.textContent.replace("Ctrl", "⌘")));

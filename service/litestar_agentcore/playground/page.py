@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import msgspec
 
-SCRIPTS = ("json_text.js", "payload_form.js", "calls.js", "page.js")
+SCRIPTS = ("json_text.js", "payload_form.js", "calls.js", "threads.js", "page.js")
 """The parts of the script, in the order in which they need one another."""
 
 _PARTS = files(__package__)
