@@ -20,10 +20,14 @@ LOADS = (
     "unary-sync",
     "stream-async",
     "stream-sync",
+    "stream-ag-ui",
     "sleepers",
     "open-streams",
     "cold-start",
 )
+
+AG_UI_LOADS = frozenset({"stream-ag-ui"})
+HTTP_LOADS = frozenset(LOADS) - AG_UI_LOADS
 
 Write = Callable[[Path], Sequence[str]]
 
@@ -51,26 +55,46 @@ def ours(root: Path = ROOT, suffix: str = "") -> list[Candidate]:
     checkout = {"PYTHONPATH": os.pathsep.join(str(root / directory) for directory in ("service", "telemetry"))}
     silent = {**checkout, "OTEL_SDK_DISABLED": "true"}
     inline = {"AGENTCORE_HANDLER_ISOLATION": "inline"}
-    every, quick = frozenset(LOADS), frozenset(LOADS) - {"unary-one-step", "unary-sync", "stream-sync", "open-streams"}
+    every, quick = HTTP_LOADS, HTTP_LOADS - {"unary-one-step", "unary-sync", "stream-sync", "open-streams"}
     title = f"this runtime{suffix}"
     return [
         Candidate(f"isolated-traced{suffix}", f"{title}, telemetry on", every, prepare, True, checkout),
         Candidate(f"isolated{suffix}", f"{title}, telemetry off", every, prepare, False, silent),
         Candidate(f"inline-traced{suffix}", f"{title} inline, telemetry on", quick, prepare, True, checkout | inline),
         Candidate(f"inline{suffix}", f"{title} inline, telemetry off", quick, prepare, False, silent | inline),
+        Candidate(
+            f"ag-ui-traced{suffix}", f"{title}, telemetry on", AG_UI_LOADS, _ag_ui("ag_ui_agent"), True, checkout
+        ),
+        Candidate(f"ag-ui{suffix}", f"{title}, telemetry off", AG_UI_LOADS, _ag_ui("ag_ui_agent"), False, silent),
     ]
 
 
 def peers() -> list[Candidate]:
     """The official runtimes, and the limit."""
     return [
-        Candidate("python-traced", "Python SDK, traced", frozenset(LOADS), _sdk_traced, True),
-        Candidate("python", "Python SDK", frozenset(LOADS), _sdk),
-        Candidate("typescript", "TypeScript SDK", frozenset(LOADS) - {"stream-sync"}, _typescript),
+        Candidate("python-traced", "Python SDK, traced", HTTP_LOADS, _sdk_traced, True),
+        Candidate("python", "Python SDK", HTTP_LOADS, _sdk),
+        Candidate("typescript", "TypeScript SDK", HTTP_LOADS - {"stream-sync"}, _typescript),
         Candidate(
             "limit", "bare ASGI", frozenset({"unary-async", "unary-one-step", "stream-async", "cold-start"}), _limit
         ),
+        Candidate("ag-ui-python", "Python SDK for AG-UI", AG_UI_LOADS, _ag_ui("ag_ui_agent", is_ours=False)),
+        Candidate("ag-ui-limit", "AG-UI's library on uvicorn", AG_UI_LOADS, _ag_ui("ag_ui_limit")),
     ]
+
+
+def _ag_ui(name: str, *, is_ours: bool = True) -> Write:
+    """An agent of AG-UI's, which needs its library."""
+
+    def prepare(directory: Path) -> Sequence[str]:
+        source = (HERE / "agents" / f"{name}.py").read_text()
+        file = directory / f"{name}.py"
+        file.write_text(
+            source if is_ours else source.replace("from litestar_agentcore", "from bedrock_agentcore.runtime")
+        )
+        return [str(environments.ag_ui()), str(file)]
+
+    return prepare
 
 
 def _sdk(directory: Path) -> Sequence[str]:

@@ -13,6 +13,7 @@ ROOT = HERE.parent.parent
 OURS = ROOT / ".venv-ours"
 PEER = ROOT / ".venv-peer"
 PEER_TRACED = ROOT / ".venv-peer-traced"
+AG_UI = ROOT / ".venv-ag-ui"
 NPM_PEER = ROOT / ".npm-peer"
 
 FOREIGN = ("AGENTCORE_", "AGENT_NAME", "DOCKER_CONTAINER", "KUBERNETES_", "NODE_", "OTEL_", "PYTEST_", "PYTHON")
@@ -57,6 +58,11 @@ def python_peer() -> Path:
 def traced_python_peer() -> Path:
     """The Python of the environment with the official SDK and OpenTelemetry's distribution."""
     return _venv(PEER_TRACED, HERE / "requirements-peer-traced.txt")
+
+
+def ag_ui() -> Path:
+    """The Python of the environment with AG-UI's library, what this runtime needs, and the official SDK."""
+    return _venv(AG_UI, ROOT / "tests/e2e/requirements-ag-ui.txt")
 
 
 def npm_peer() -> Path:

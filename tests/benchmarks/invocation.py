@@ -6,6 +6,18 @@ import socket
 
 PROMPT = "What does a careful engineer measure before a change?"
 BODY = json.dumps({"prompt": PROMPT})
+RUN_BODY = json.dumps(
+    {
+        "threadId": "thread-1",
+        "runId": "run-1",
+        "state": {},
+        "messages": [{"id": "message-1", "role": "user", "content": PROMPT}],
+        "tools": [],
+        "context": [],
+        "forwardedProps": {},
+    }
+)
+"""The same for an agent that speaks AG-UI."""
 HEADERS = {
     "Content-Type": "application/json",
     "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id": "7c9f4a52-3f0b-4a86-9a3e-2f1d8b6c5e40",
@@ -24,11 +36,11 @@ def headers(stream: bool = False) -> dict[str, str]:
     return {**HEADERS, "Accept": "text/event-stream" if stream else "application/json"}
 
 
-def request(stream: bool = False) -> bytes:
+def request(stream: bool = False, body: str = BODY) -> bytes:
     """An invocation as it goes over the wire."""
-    fields = {"Host": "127.0.0.1", **headers(stream), "Content-Length": str(len(BODY))}
+    fields = {"Host": "127.0.0.1", **headers(stream), "Content-Length": str(len(body))}
     lines = [f"{name}: {value}" for name, value in fields.items()]
-    return "\r\n".join(["POST /invocations HTTP/1.1", *lines, "", BODY]).encode()
+    return "\r\n".join(["POST /invocations HTTP/1.1", *lines, "", body]).encode()
 
 
 def check_unary(port: int) -> None:
@@ -39,9 +51,18 @@ def check_unary(port: int) -> None:
 
 def check_stream(port: int) -> None:
     """All events are there, each by itself and in order."""
-    status, body = _invoke(port, stream=True)
+    _check_events(port, BODY, [{"token": f"token {number}"} for number in range(EVENTS)])
+
+
+def check_run(port: int) -> None:
+    """Likewise of a run of AG-UI."""
+    kind = {"type": "TEXT_MESSAGE_CONTENT", "messageId": "message-2"}
+    _check_events(port, RUN_BODY, [{**kind, "delta": f"token {number}"} for number in range(EVENTS)])
+
+
+def _check_events(port: int, asked: str, expected: list[dict[str, str]]) -> None:
+    status, body = _invoke(port, stream=True, asked=asked)
     events = [line.removeprefix("data:") for line in body.decode().splitlines() if line.startswith("data:")]
-    expected = [{"token": f"token {number}"} for number in range(EVENTS)]
     if status != 200 or [json.loads(event) for event in events] != expected:
         raise WrongAnswer(f"{status} with {len(events)} events is not the stream of {EVENTS}: {body[:200]!r}")
 
@@ -63,10 +84,10 @@ def bytes_of_answer(port: int) -> int:
                 return len(answer)
 
 
-def _invoke(port: int, stream: bool) -> tuple[int, bytes]:
+def _invoke(port: int, stream: bool, asked: str = BODY) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
-        connection.request("POST", "/invocations", BODY, headers(stream))
+        connection.request("POST", "/invocations", asked, headers(stream))
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:

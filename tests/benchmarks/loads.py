@@ -11,7 +11,7 @@ import msgspec
 
 from tests.benchmarks import environments
 from tests.benchmarks.environments import HERE, ROOT, base_environment
-from tests.benchmarks.invocation import BODY, bytes_of_answer, check_stream, check_unary, headers
+from tests.benchmarks.invocation import BODY, bytes_of_answer, check_run, check_stream, check_unary, headers
 from tests.benchmarks.results import Round
 from tests.benchmarks.servers import Cores, Server, pinned
 
@@ -21,7 +21,9 @@ DRIVEN_SECONDS = 90.0
 
 def check(load: str, port: int) -> None:
     """Raise unless the candidate answers as it has to."""
-    if load.startswith("stream"):
+    if load == "stream-ag-ui":
+        check_run(port)
+    elif load.startswith("stream"):
         check_stream(port)
     elif load != "open-streams":
         check_unary(port)
@@ -32,7 +34,7 @@ def drive(load: str, server: Server, connections: int, seconds: float, cores: Co
     with pinned(cores.load):
         if load.startswith("unary"):
             return _wrk(server, connections, seconds)
-        kind = "streams" if load.startswith("stream") else load
+        kind = {"stream-ag-ui": "runs"}.get(load, "streams") if load.startswith("stream") else load
         return _client(kind, server, connections, seconds)
 
 

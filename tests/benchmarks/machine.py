@@ -19,6 +19,7 @@ from tests.benchmarks.servers import SPAN_DELAY_MILLISECONDS, Cores
 OURS = ["litestar", "uvicorn", "uvloop", "httptools", "msgspec", "opentelemetry-sdk", "prometheus_client"]
 PYTHON_SDK = ["bedrock-agentcore", "starlette", "uvicorn", "uvloop", "httptools"]
 TRACED = ["opentelemetry-distro", "opentelemetry-instrumentation-starlette", "opentelemetry-sdk"]
+AG_UI = ["ag-ui-protocol", "pydantic", "uvicorn", "bedrock-agentcore"]
 TYPESCRIPT_SDK = ["bedrock-agentcore", "fastify", "@fastify/sse"]
 
 _ASK = (
@@ -37,6 +38,8 @@ def versions(candidates: Sequence[Candidate]) -> dict[str, str]:
         found["Python SDK, traced"] = _python(environments.traced_python_peer(), PYTHON_SDK + TRACED)
     if "typescript" in names:
         found["TypeScript SDK"] = _node()
+    if "ag-ui" in names:
+        found["AG-UI"] = _python(environments.ag_ui(), AG_UI)
     found["load"] = f"{_first_line([environments.wrk(), '-v'])}; streams: an asyncio client on uvloop"
     return found
 

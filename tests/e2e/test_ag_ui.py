@@ -26,6 +26,7 @@ from tests.e2e.otlp_sink import OtlpSink, otlp_sink
 from tests.e2e.runtimes import HERE, ROOT, ported
 from tests.e2e.test_playground import names_of
 from tests.integration.server import ServerProcess, eventually, free_port, run
+from tests.markdown import blocks
 
 AGENTS = HERE / "ag_ui"
 CHECKS = HERE / "ag_ui_checks.py"
@@ -466,8 +467,12 @@ def invoke(server: ServerProcess, *arguments: str) -> Told:
     return Told(result.exit_code, result.stdout, result.stderr)
 
 
-def test_doctor_says_which_protocol_it_found_and_where(places: Places) -> None:
-    file = places.write("agent", is_reference=True)
+def test_doctor_says_which_protocol_it_found_and_where(places: Places, tmp_path: Path) -> None:
+    """Of the agent that the page on AG-UI shows."""
+    page = (ROOT / "docs" / "ag-ui.md").read_text()
+    (sample,) = [block for block in blocks(page) if block.file == "agent.py"]
+    file = tmp_path / "agent.py"
+    file.write_text(sample.text)
     command = places.agent_command("doctor", file.name, "--json", "--port", str(free_port()))
     done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=2 * PATIENCE, check=False)
     checks = json.loads(done.stdout)["checks"]
