@@ -38,13 +38,13 @@ class Server:
         self.errors: list[BaseException] = []
 
     def plain(self, source: Generator[Any, Any, Any]) -> PlainEventStream:
-        stream = PlainEventStream(source, self.pool, self.callbacks, CAPACITY, self.errors.append)
-        self.pool.submit(stream.iterate)
+        stream = PlainEventStream(source, self.callbacks, CAPACITY, self.errors.append)
+        self.pool.submit(partial(stream.iterate, self.pool))
         return stream
 
     def asynchronous(self, source: AsyncGenerator[Any, Any]) -> AsyncEventStream:
         stream = AsyncEventStream(source, self.callbacks, CAPACITY, self.errors.append)
-        self.agent.loop.spawn(stream.iterate(), copy_context(), "stream")
+        self.task = self.agent.loop.spawn(stream.iterate(), copy_context(), "stream")
         return stream
 
 
@@ -82,9 +82,11 @@ async def never() -> AsyncGenerator[Any, None]:
 
 async def end_of(stream: EventStream) -> None:
     """Wait until the generator is closed."""
-    ended = threading.Event()
-    stream.when_ended(ended.set)
-    await eventually(ended.is_set)
+    await eventually(lambda: stream._ended)
+
+
+def is_paused(stream: EventStream) -> bool:
+    return stream._resume is not stream._resumed
 
 
 class TestPlainGenerators:
@@ -261,7 +263,7 @@ class TestAsyncGenerators:
         async def scenario(server: Server) -> None:
             stream = server.asynchronous(generate())
             await stream.take()
-            await eventually(lambda: stream._paused or where == "at an await")
+            await eventually(lambda: is_paused(stream) or where == "at an await")
             await asyncio.sleep(0.05)
             stream.close()
             await end_of(stream)
@@ -287,7 +289,7 @@ class TestAsyncGenerators:
         async def scenario(server: Server) -> None:
             stream = server.asynchronous(generate())
             await stream.take()
-            await eventually(lambda: stream._paused)
+            await eventually(lambda: is_paused(stream))
             stream.close()
             await end_of(stream)
 
@@ -379,7 +381,7 @@ class TestAsyncGenerators:
             await stream.take()
             stream.close()
             await eventually(lambda: seen == ["closing"])
-            stream.cancel()
+            server.agent.loop.call_soon_threadsafe(server.task.cancel)
             await end_of(stream)
 
         run(scenario)
@@ -397,17 +399,15 @@ class TestAsyncGenerators:
                 await proceed.wait()
 
         async def scenario(server: Server) -> None:
-            stream, ended = server.asynchronous(generate()), threading.Event()
-            stream.when_ended(ended.set)
+            stream = server.asynchronous(generate())
             await stream.take()
             stream.close()
             await eventually(closing.is_set)
             await asyncio.sleep(0.05)
-            assert not ended.is_set()
+            assert not stream._ended
             server.agent.loop.call_soon_threadsafe(proceed.set)
-            await eventually(ended.is_set)
-            stream.when_ended(ended.clear)
-            assert not ended.is_set()  # at once, where it has ended before
+            await eventually(server.task.done)
+            assert stream._ended
 
         run(scenario)
 
@@ -438,7 +438,7 @@ class TestTheBuffer:
         async def scenario(server: Server) -> None:
             stream = self.begin(server, kind, far, 10_000)
             for rounds in range(1, 20):
-                await eventually(lambda: stream._paused)
+                await eventually(lambda: is_paused(stream))
                 await asyncio.sleep(0.01)
                 assert 8 * rounds < len(far) <= 10 * rounds
                 await stream.take()

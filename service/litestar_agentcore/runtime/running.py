@@ -22,6 +22,27 @@ class HandlerWork(Protocol):
         """Cancel it, where it can be cancelled; from any thread."""
 
 
+class TaskWork:
+    """The task of a handler, as :class:`HandlerWork`.
+
+    Args:
+        task: The task.
+    """
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: "asyncio.Task[None]") -> None:
+        self._task = task
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call a function once the task is done."""
+        self._task.add_done_callback(lambda _: function())
+
+    def cancel(self) -> None:
+        """Cancel the task; from any thread."""
+        call_threadsafe(self._task.get_loop(), self._task.cancel)
+
+
 class Running:
     """An invocation, a stream or a WebSocket that is being served, or whose handler still runs though its client left.
 
@@ -31,7 +52,9 @@ class Running:
         loop: The loop that serves it, in a task of which this is called.
     """
 
-    __slots__ = ("__weakref__", "_work", "began", "expired", "kind", "stopped", "task", "values")
+    __slots__ = (
+        "__weakref__", "began", "expired", "kind", "outlives_client", "stopped", "task", "values", "work",
+    )  # fmt: skip
 
     def __init__(self, kind: str, values: RequestValues, loop: asyncio.AbstractEventLoop) -> None:
         self.kind = kind
@@ -42,22 +65,25 @@ class Running:
         """Whether it was ended because the service's time to shut down was over, or with its session."""
         self.stopped = False
         """Whether it was ended with its session."""
-        self._work: HandlerWork | None = None
+        self.work: HandlerWork | None = None
+        """The code of its handler, once that was called and may outlive the client."""
+        self.outlives_client = False
+        """Whether it is only there for what its handler still does."""
 
-    def outlive_client(self, work: HandlerWork, on_end: Callable[[], object]) -> None:
-        """Go on as what a handler still does once its client has left.
+    def outlive_client(self, on_end: Callable[[], object]) -> None:
+        """Go on as what its handler, if it was called, still does once the client has left.
 
         Args:
-            work: The handler's code.
             on_end: Called once that has ended, on any thread.
         """
-        self._work = work
-        work.when_ended(on_end)
+        if self.work is not None:
+            self.outlives_client = True
+            self.work.when_ended(on_end)
 
-    @property
-    def outlives_client(self) -> bool:
-        """Whether it is only there for what its handler still does."""
-        return self._work is not None
+    def cancel_work(self) -> None:
+        """Cancel what the handler still does, if anything. From any thread."""
+        if (work := self.work) is not None:
+            work.cancel()
 
     def expire(self, *, stopped: bool = False) -> None:
         """End it: the service's time to shut down is over. From any thread.
@@ -66,8 +92,8 @@ class Running:
             stopped: Whether its session is stopped instead.
         """
         self.announce_expiry(stopped=stopped)
-        if self._work is not None:
-            self._work.cancel()
+        if self.outlives_client:
+            self.cancel_work()
         elif self.task is not None:
             loop = self.task.get_loop()
             if asyncio._get_running_loop() is loop:  # noqa: SLF001 - which does not raise, unlike its public twin
