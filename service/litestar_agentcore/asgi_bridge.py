@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeAlias
 
-from litestar_agentcore.runtime.agent_loop import task_begins, waiting_for_task
 from litestar_agentcore.runtime.callbacks import CallbackQueue, callbacks_of
-from litestar_agentcore.runtime.execution import Execution
-from litestar_agentcore.runtime.running import Running, TaskWork
+from litestar_agentcore.runtime.execution import Execution, HandlerCall
+from litestar_agentcore.runtime.failure import Failure
+from litestar_agentcore.runtime.handler import HandlerKind
+from litestar_agentcore.runtime.running import Running
 
 _Sent: TypeAlias = "asyncio.Future[BaseException | None]"
 """Settled with what sending a message raised, if anything."""
@@ -156,8 +156,13 @@ def _size_of(message: Any) -> int:
     return max(len(body), QUEUE_BYTES // QUEUE_MESSAGES)
 
 
-_serving: set[asyncio.Task[None]] = set()
-"""Kept until their end, also where who waited for them was cancelled: asyncio itself has but weak references."""
+class _ErrorObserver:
+    """An observer that leaves it to the function to record what it raises."""
+
+    describe = staticmethod(Failure)
+
+    def note(self, error: BaseException) -> None:
+        """Nothing: the function is no generator."""
 
 
 async def serve_on_agent_loop(
@@ -182,37 +187,23 @@ async def serve_on_agent_loop(
         What it raised, if anything.
     """
     callbacks = callbacks_of(asyncio.get_running_loop())
-    outcome: asyncio.Future[BaseException | None] = callbacks.loop.create_future()
-    bridge = None if execution.inline else AsgiBridge(callbacks, execution.agent_loop.loop, receive, send)
-
-    async def run() -> None:
-        error = None
-        try:
-            await task_begins()
-            if outcome.cancelled():  # while the loop was held
-                return
-            await (function(receive, send) if bridge is None else function(bridge.receive, bridge.send))
-        except BaseException as raised:
-            error = raised
-        callbacks.call_soon(_settle, outcome, error)
-
-    task = execution.spawn(waiting_for_task(run()), copy_context(), name)
-    _serving.add(task)
-    task.add_done_callback(_serving.discard)
+    bridge = None
+    if not execution.inline:
+        bridge = AsgiBridge(callbacks, execution.agent_loop.loop, receive, send)
+        receive, send = bridge.receive, bridge.send
+    start = partial(function, receive, send)
+    call = HandlerCall(execution, name, HandlerKind.COROUTINE, start, callbacks, _ErrorObserver())
     if running is not None:
-        running.work = TaskWork(task)
+        running.work = call
     try:
-        error = await outcome
+        outcome = await call.run()
     except asyncio.CancelledError:
-        loop = task.get_loop()
-        # A turn later: what was received before, that the client has left above all, reaches the function first.
-        loop.call_soon_threadsafe(partial(loop.call_soon, task.cancel))
         if bridge is not None:
             await bridge.close(wait=False)
         raise
     if bridge is not None:
         await bridge.close(wait=True)
-    return error
+    return outcome.error if isinstance(outcome, Failure) else None
 
 
 def _settle(outcome: "asyncio.Future[Any]", result: object) -> None:

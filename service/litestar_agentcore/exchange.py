@@ -277,7 +277,7 @@ class InvocationExchange:
         if not execution.has_room_for(handler):
             raise Refusal(503, "Service busy", "Every thread is taken by a stream whose client reads slowly")
         start = partial(handler.call, payload, context)
-        call = answer.work = HandlerCall(execution, handler, start, disconnects.callbacks, answer)
+        call = answer.work = HandlerCall(execution, handler.name, handler.kind, start, disconnects.callbacks, answer)
         here = execution.runs_here(handler)
         left = partial(call.abandon, cancel=self._cancels_left)
         disconnects.watch(answer, receive, answer.record.leave if here else left)

@@ -123,10 +123,10 @@ class WebSocketConnection:
         try:
             await self._converse(values, running)
         except asyncio.CancelledError:
+            running.outlive_client(partial(agent.running.discard, running))  # its ``finally`` may take a while
             if not running.expired:
                 raise
             running.resume()
-            running.outlive_client(partial(agent.running.discard, running))  # its ``finally`` may take a while
             await self._close(GOING_AWAY)
         finally:
             if not running.outlives_client:

@@ -78,13 +78,10 @@ class _Selector(selectors.DefaultSelector):
         """Wait for the files of the loop, for its next timer, or for a callback from another thread."""
         self.turn_began = 0.0
         end_stray_child()  # which must leave the parent's files alone
-        if timeout is None or timeout > 0:
-            # In this order: a thread that adds a callback asks afterwards whether the loop waits.
-            self.waiting = True
-            events = super().select(0 if self.has_callbacks() else timeout)
-            self.waiting = False
-        else:
-            events = super().select(timeout)
+        # In this order: a thread that adds a callback asks afterwards whether the loop waits.
+        self.waiting = timeout is None or timeout > 0
+        events = super().select(0 if self.has_callbacks() else timeout)
+        self.waiting = False
         self.turn_began = monotonic()
         if (watchdog := self.watchdog) is not None and watchdog.asleep:
             watchdog.wake()
@@ -393,15 +390,9 @@ async def _cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
 
 @types.coroutine
 def task_begins() -> Generator[None, None, None]:
-    """Wait, as the first thing in the ``try`` of a coroutine, for the first step of its task.
+    """Wait for the first step of the task; the first thing in the ``try`` of a coroutine.
 
-    A task that is cancelled before that throws into a coroutine that has not begun, which then cannot see it. One that
-    :func:`waiting_for_task` has brought to here can.
+    A task that is cancelled before that step throws into its coroutine, which does not see it where it has not begun.
+    So it is sent ``None`` before it is given to the task, and waits here.
     """
     yield
-
-
-def waiting_for_task(coroutine: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
-    """Bring a new coroutine to its :func:`task_begins`, for a task to go on from there."""
-    coroutine.send(None)
-    return coroutine

@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 from litestar_agentcore.protocol.models import StreamError
 from litestar_agentcore.protocol.serialization import encode
-from litestar_agentcore.runtime.agent_loop import AgentLoop, task_begins, waiting_for_task
-from litestar_agentcore.runtime.callbacks import CallbackQueue
+from litestar_agentcore.runtime.agent_loop import AgentLoop, task_begins
+from litestar_agentcore.runtime.callbacks import CallbackQueue, call_threadsafe
 from litestar_agentcore.runtime.failure import Failure
 from litestar_agentcore.runtime.forking import end_stray_child
 from litestar_agentcore.runtime.handler import Handler, HandlerKind
@@ -110,27 +110,30 @@ class HandlerCall:
 
     Args:
         execution: Where handlers run.
-        handler: The inspected handler.
+        name: The handler's name in the log.
+        kind: What kind of handler it is.
         start: Calls it.
         callbacks: Reach the loop that accepts requests.
         observer: Is told of what the handler raises.
     """
 
     __slots__ = (
-        "_callbacks", "_cancelled", "_ended", "_execution", "_handler", "_observer", "_on_end", "_outcome", "_start",
-        "_task",
+        "_callbacks", "_cancelled", "_ended", "_execution", "_kind", "_name", "_observer", "_on_end", "_outcome",
+        "_start", "_task",
     )  # fmt: skip
 
     def __init__(
         self,
         execution: Execution,
-        handler: Handler,
+        name: str,
+        kind: HandlerKind,
         start: Callable[[], Any],
         callbacks: CallbackQueue,
         observer: Observer,
     ) -> None:
         self._execution = execution
-        self._handler = handler
+        self._name = name
+        self._kind = kind
         self._start = start
         self._callbacks = callbacks
         self._observer = observer
@@ -138,7 +141,7 @@ class HandlerCall:
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
         self._ended = False
-        self._on_end: Callable[[], object] | None = None
+        self._on_end: list[Callable[[], object]] = []
 
     async def run_here(self) -> Any:
         """Run a coroutine handler in the current task, where handlers run inline.
@@ -164,12 +167,12 @@ class HandlerCall:
             The encoded value, the stream of what it yields, the response that it made itself, its failure, or ``None``
             after :meth:`abandon`.
         """
-        handler, context = self._handler, copy_context()
-        if handler.kind is HandlerKind.ASYNC_GENERATOR:
+        kind, context = self._kind, copy_context()
+        if kind is HandlerKind.ASYNC_GENERATOR:
             stream = self._stream_of(self._start(), AsyncEventStream)
             self._spawn(context, self._iterate, stream)
             return stream
-        if handler.kind is HandlerKind.COROUTINE:
+        if kind is HandlerKind.COROUTINE:
             self._spawn(context, self._run_async)
         else:
             self._execution.pool.submit(partial(context.run, self._run_in_thread))
@@ -198,12 +201,14 @@ class HandlerCall:
         outcome = self._outcome
         if not outcome.cancel() and not outcome.cancelled() and isinstance(stream := outcome.result(), EventStream):
             stream.close()  # the task that asked was cancelled before it could take it
-        if self._task is not None:
-            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        if (task := self._task) is not None:
+            loop = task.get_loop()
+            # A turn later: what was received before, that the client has left above all, reaches the handler first.
+            call_threadsafe(loop, loop.call_soon, task.cancel)
 
     def when_ended(self, function: Callable[[], object]) -> None:
         """Call a function once the handler's code has ended, on whichever thread that is; at once where it has."""
-        self._on_end = function
+        self._on_end.append(function)
         if self._ended:
             function()
 
@@ -214,7 +219,9 @@ class HandlerCall:
             result.close()  # the task that asked was cancelled
 
     def _spawn(self, context: Context, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        self._task = self._execution.spawn(waiting_for_task(function(*args)), context, self._handler.name)
+        coroutine = function(*args)
+        coroutine.send(None)  # see task_begins()
+        self._task = self._execution.spawn(coroutine, context, self._name)
 
     # -- On the handler's side
 
@@ -230,7 +237,7 @@ class HandlerCall:
             if not (isinstance(error, asyncio.CancelledError) and self._outcome.done()):
                 result = self._observer.describe(error)
         if inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
-            value.close()
+            value.close()  # or Python warns that it was never awaited
         self._callbacks.call_soon(self._settle, result)
         if isinstance(result, AsyncEventStream):
             await result.iterate()
@@ -245,7 +252,7 @@ class HandlerCall:
 
     def _run_in_thread(self) -> None:
         """Run plain code, or the only step of a coroutine, and iterate the plain generator that it returns."""
-        one_step = self._handler.kind is HandlerKind.ONE_STEP
+        one_step = self._kind is HandlerKind.ONE_STEP
         result: Any = None
         # What its value does while it is encoded may ask for the running loop as well.
         asyncio._set_running_loop(self._execution.agent_loop.loop if one_step else None)  # noqa: SLF001
@@ -274,8 +281,8 @@ class HandlerCall:
     def _end(self) -> None:
         # Here and not on the loop that asked, which may be closed by now.
         self._ended = True
-        if self._on_end is not None:
-            self._on_end()
+        for function in self._on_end:
+            function()
 
     def _result_of(self, value: Any) -> Any:
         """Encode what a handler returned, here on its side, where a large value does not hold up the accepting loop."""

@@ -4,43 +4,15 @@ import asyncio
 import logging
 from collections.abc import Callable
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from litestar_agentcore.protocol.context import RequestValues, current_request
 from litestar_agentcore.runtime.callbacks import call_threadsafe
 
+if TYPE_CHECKING:
+    from litestar_agentcore.runtime.execution import HandlerCall
+
 logger = logging.getLogger(__name__)
-
-
-class HandlerWork(Protocol):
-    """The code of a handler that was called for a request."""
-
-    def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function once the handler's code has ended; at once where it has."""
-
-    def cancel(self) -> None:
-        """Cancel it, where it can be cancelled; from any thread."""
-
-
-class TaskWork:
-    """The task of a handler, as :class:`HandlerWork`.
-
-    Args:
-        task: The task.
-    """
-
-    __slots__ = ("_task",)
-
-    def __init__(self, task: "asyncio.Task[None]") -> None:
-        self._task = task
-
-    def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function once the task is done."""
-        self._task.add_done_callback(lambda _: function())
-
-    def cancel(self) -> None:
-        """Cancel the task; from any thread."""
-        call_threadsafe(self._task.get_loop(), self._task.cancel)
 
 
 class Running:
@@ -65,8 +37,8 @@ class Running:
         """Whether it was ended because the service's time to shut down was over, or with its session."""
         self.stopped = False
         """Whether it was ended with its session."""
-        self.work: HandlerWork | None = None
-        """The code of its handler, once that was called and may outlive the client."""
+        self.work: HandlerCall | None = None
+        """The call of its handler, once there is one."""
         self.outlives_client = False
         """Whether it is only there for what its handler still does."""
 
