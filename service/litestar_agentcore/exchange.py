@@ -279,8 +279,8 @@ class InvocationExchange:
         start = partial(handler.call, payload, context)
         call = answer.work = HandlerCall(execution, handler.name, handler.kind, start, disconnects.callbacks, answer)
         here = execution.runs_here(handler)
-        left = partial(call.abandon, cancel=self._cancels_left)
-        disconnects.watch(answer, receive, answer.record.leave if here else left)
+        left = answer.record.leave if here else partial(call.abandon, cancel=self._cancels_left)
+        disconnects.watch(answer, receive, left)
         try:
             outcome = await (call.run_here() if here else call.run())
         except asyncio.CancelledError:

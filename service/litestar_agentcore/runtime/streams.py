@@ -218,7 +218,8 @@ class PlainEventStream(EventStream):
             if not self.is_over:
                 for value in self._source:
                     self._push(encode_document(value))
-                    self._wait_for_room(pool)
+                    if self._pushed - self._taken >= self._capacity:
+                        self._wait_for_room(pool)
                     if self._closed:
                         break
         except BaseException as raised:
