@@ -130,7 +130,8 @@ def controller(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def manifests(controller: str) -> Manifests:
     """The chart's objects; TLS is left out, which decides nothing here."""
-    return render(merged(example(f"affinity-{controller}"), {"ingress": {"tls": []}}))
+    name, _ = KINDS[controller]
+    return render(merged(example(name), {"ingress": {"tls": []}}))
 
 
 @pytest.fixture(scope="module")
