@@ -221,7 +221,7 @@ NO_LIMIT = 0xFFFFFFFF
 WEBSOCKET = [{"upgrade_type": "websocket"}]
 
 STREAM_IDLE_TIMEOUT, ROUTE_TIMEOUT = 300.0, 15.0
-"""Envoy's ``stream_idle_timeout`` and ``timeout`` in seconds where a configuration names none, by its FAQ on timeouts."""
+"""Seconds of Envoy's ``stream_idle_timeout`` and ``timeout`` where a configuration names none (its FAQ on timeouts)."""
 
 
 def type_url(name: str) -> dict[str, str]:
@@ -248,6 +248,16 @@ def request_timeout(rule: Mapping[str, Any]) -> float | None:
     return duration(timeouts["request"]) if timeouts else None
 
 
+def connections_idle_for(seconds: float) -> dict[str, Any]:
+    """The fields of a cluster whose connections to pods are closed once no request has used them for so long."""
+    options = {
+        **type_url("extensions.upstreams.http.v3.HttpProtocolOptions"),
+        "common_http_protocol_options": {"idle_timeout": f"{seconds}s"},
+        "explicit_http_config": {"http_protocol_options": {}},
+    }
+    return {"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}}
+
+
 def envoy_gateway(manifests: Manifests, client_stream_idle_timeout: float | None = None) -> Routing:
     """What Envoy Gateway makes of the chart's HTTPRoute and BackendTrafficPolicy.
 
@@ -257,7 +267,8 @@ def envoy_gateway(manifests: Manifests, client_stream_idle_timeout: float | None
             seconds, where there is one. It belongs to whoever runs the Gateway, not to the chart.
     """
     route = manifests.one("HTTPRoute")
-    policy = Known(manifests.one("BackendTrafficPolicy")["spec"], "targetRefs", "loadBalancer", "circuitBreaker")
+    fields = ("targetRefs", "loadBalancer", "circuitBreaker", "timeout")
+    policy = Known(manifests.one("BackendTrafficPolicy")["spec"], *fields)
     (target,) = policy["targetRefs"]
     assert (target["kind"], target["name"]) == ("HTTPRoute", route["metadata"]["name"])
     balancing = Known(policy["loadBalancer"], "type", "consistentHash")
@@ -306,7 +317,7 @@ def envoy_gateway(manifests: Manifests, client_stream_idle_timeout: float | None
             if field in limits
         },
     }
-    cluster = {
+    cluster: dict[str, Any] = {
         "connect_timeout": "10s",
         "per_connection_buffer_limit_bytes": 32768,
         "ignore_health_on_host_removal": True,
@@ -318,6 +329,9 @@ def envoy_gateway(manifests: Manifests, client_stream_idle_timeout: float | None
             ]
         },
     }
+    if "timeout" in policy:
+        connection = Known(Known(policy["timeout"], "http")["http"], "connectionIdleTimeout")
+        cluster |= connections_idle_for(duration(connection["connectionIdleTimeout"]))
     routes = [{"match": match, "route": action} for match in prefixes(rule)]
     return Routing(manager, route["spec"]["hostnames"], routes, cluster)
 
@@ -331,7 +345,8 @@ def istio(manifests: Manifests, *, sidecar: bool = False) -> Routing:
             of the Gateway's.
     """
     spec = Known(manifests.one("DestinationRule")["spec"], "host", "trafficPolicy")
-    balancing = Known(Known(spec["trafficPolicy"], "loadBalancer")["loadBalancer"], "consistentHash")
+    policy = Known(spec["trafficPolicy"], "loadBalancer", "connectionPool")
+    balancing = Known(policy["loadBalancer"], "consistentHash")
     hashing = Known(balancing["consistentHash"], "httpHeaderName", "maglev")
     header = hashing["httpHeaderName"]
     action: dict[str, Any] = {
@@ -372,6 +387,9 @@ def istio(manifests: Manifests, *, sidecar: bool = False) -> Routing:
         cluster["lb_policy"] = "MAGLEV"
     else:
         cluster |= {"lb_policy": "RING_HASH", "ring_hash_lb_config": {"minimum_ring_size": 1024}}
+    if "connectionPool" in policy:
+        pool = Known(Known(policy["connectionPool"], "http")["http"], "idleTimeout")
+        cluster |= connections_idle_for(duration(pool["idleTimeout"]))
     return Routing(manager, domains, [{"match": match, "route": action} for match in matches], cluster)
 
 
@@ -645,7 +663,6 @@ KINDS: dict[str, tuple[str, Callable[[Manifests, Path], Proxy]]] = {
         lambda manifests, directory: Envoy(envoy_gateway(manifests), directory),
     ),
     "istio": ("affinity-istio", lambda manifests, directory: Envoy(istio(manifests), directory)),
-    "istio-sidecar": ("affinity-istio", lambda manifests, directory: Envoy(istio(manifests, sidecar=True), directory)),
 }
 """Each controller: the example of the chart that is for it, and the proxy that it makes of the chart's objects."""
 
