@@ -67,7 +67,7 @@ CONNECTIONS = 16
 ENVOYS = ("envoy-gateway", "istio")
 
 MAGLEV_STRAY = len(SESSIONS) // 100
-"""How many sessions may move without need when a server goes, on Envoy: Maglev promises few, where others promise none."""
+"""How many sessions may move on Envoy, besides those that must, when a server goes: Maglev promises few, not none."""
 
 MANY = 1100
 """More streams than Envoy lets run at the same time by default, which is 1,024."""
@@ -235,23 +235,26 @@ def test_a_websocket_reaches_the_server_of_its_session(ingress: Proxy) -> None:
         assert all(executor.map(meets_its_server, answers))
 
 
-async def _open_stream(proxy: Proxy, number: int) -> asyncio.StreamWriter:
-    """Open a stream that goes on until it is closed, and wait for its first event."""
+async def _stream(proxy: Proxy, number: int, all_open: asyncio.Barrier) -> None:
+    """Have a stream that has begun, and does not end by itself, until all have begun."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-    body = b'{"stream": true}'
-    head = f"POST /invocations HTTP/1.1\r\nHost: {proxy.host}\r\nContent-Length: {len(body)}\r\n"
-    writer.write(f"{head}{SESSION_ID}: {uuid.UUID(int=number)}\r\n\r\n".encode() + body)
-    await reader.readuntil(b"data: ")
-    return writer
+    try:
+        body = b'{"stream": true}'
+        head = f"POST /invocations HTTP/1.1\r\nHost: {proxy.host}\r\nContent-Length: {len(body)}\r\n"
+        writer.write(f"{head}{SESSION_ID}: {uuid.UUID(int=number)}\r\n\r\n".encode() + body)
+        await reader.readuntil(b"data: ")
+        await all_open.wait()
+    finally:
+        writer.close()
 
 
 @pytest.mark.parametrize("controller", ENVOYS, indirect=True)
 def test_more_streams_are_open_at_the_same_time_than_envoys_own_limit_allows(ingress: Proxy) -> None:
     async def streams() -> None:
-        async with asyncio.timeout(60):
-            writers = await asyncio.gather(*(_open_stream(ingress, number) for number in range(MANY)))
-            for writer in writers:
-                writer.close()
+        all_open = asyncio.Barrier(MANY)
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            for number in range(MANY):
+                group.create_task(_stream(ingress, number, all_open))
 
     asyncio.run(streams())
 
