@@ -30,7 +30,7 @@ import pytest
 
 from tests.e2e.chart import Manifest, Manifests
 from tests.e2e.environments import environment
-from tests.e2e.runtimes import free_ports
+from tests.e2e.runtimes import START_SECONDS, free_ports
 
 PATIENCE = 10.0
 """Seconds after which what should have happened long ago counts as not happening."""
@@ -463,7 +463,7 @@ class Proxy(ABC):
                 command, cwd=self.directory, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         try:
-            self._wait_for(generation)
+            self._wait_for(generation, START_SECONDS)
             yield self
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -474,21 +474,21 @@ class Proxy(ABC):
         """Take other servers, as a controller does when the pods of a Service are others."""
         generation = str(time.monotonic_ns())
         self.reconfigure(servers, generation)
-        self._wait_for(generation)
+        self._wait_for(generation, PATIENCE)
 
     def signal(self, number: signal.Signals) -> None:
         """Send its main process a signal."""
         self._process.send_signal(number)
 
-    def wait(self, condition: Callable[[], bool]) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         """Wait until something is so while the proxy runs."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + seconds
         while not condition():
             assert self._process.poll() is None, self._log.read_text()
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.02)
 
-    def _wait_for(self, generation: str) -> None:
+    def _wait_for(self, generation: str, seconds: float) -> None:
         """Wait until no connection comes to the configuration before."""
         seen = 0
 
@@ -501,7 +501,7 @@ class Proxy(ABC):
             seen = 0
             return False
 
-        self.wait(often)
+        self.wait(often, seconds)
 
     def _knock(self) -> str:
         try:
