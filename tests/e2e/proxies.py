@@ -166,26 +166,15 @@ def haproxy(manifests: Manifests, servers: Mapping[str, int], port: int, generat
     """
 
 
-class Known(Mapping[str, Any]):
-    """A part of a manifest, of which nothing may go unread.
+def known(fields: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """A part of a manifest, after a look that the controller reads all of its fields.
 
     Args:
         fields: The part.
         names: The fields that the controller is known here to read.
     """
-
-    def __init__(self, fields: Mapping[str, Any], *names: str) -> None:
-        assert fields.keys() <= set(names), f"fields that no controller is known to read: {fields.keys() - set(names)}"
-        self._fields = fields
-
-    def __getitem__(self, name: str) -> Any:
-        return self._fields[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
+    assert fields.keys() <= set(names), f"fields that no controller is known to read: {fields.keys() - set(names)}"
+    return fields
 
 
 def duration(text: str) -> float:
@@ -218,6 +207,13 @@ CLUSTER = "agent"
 NO_LIMIT = 0xFFFFFFFF
 """The largest limit of a circuit breaker, which stands for none."""
 
+LIMITS = {
+    "maxConnections": "max_connections",
+    "maxPendingRequests": "max_pending_requests",
+    "maxParallelRequests": "max_requests",
+}
+"""By the names of Envoy Gateway, those of Envoy's thresholds; each is 1,024 where nothing is said."""
+
 WEBSOCKET = [{"upgrade_type": "websocket"}]
 
 STREAM_IDLE_TIMEOUT, ROUTE_TIMEOUT = 300.0, 15.0
@@ -228,23 +224,23 @@ def type_url(name: str) -> dict[str, str]:
     return {"@type": f"type.googleapis.com/envoy.{name}"}
 
 
-def only_rule(route: Manifest) -> Known:
+def only_rule(route: Manifest) -> Mapping[str, Any]:
     """The one rule of an HTTPRoute, which leads to the chart's Service."""
-    spec = Known(route["spec"], "parentRefs", "hostnames", "rules")
+    spec = known(route["spec"], "parentRefs", "hostnames", "rules")
     (rule,) = spec["rules"]
-    return Known(rule, "matches", "timeouts", "backendRefs")
+    return known(rule, "matches", "timeouts", "backendRefs")
 
 
 def prefixes(rule: Mapping[str, Any]) -> list[dict[str, str]]:
     """What a rule of an HTTPRoute matches: neither controller takes /ping for a prefix of /pingpong."""
-    paths = [Known(Known(match, "path")["path"], "type", "value") for match in rule["matches"]]
+    paths = [known(known(match, "path")["path"], "type", "value") for match in rule["matches"]]
     assert {path["type"] for path in paths} == {"PathPrefix"}
     return [{"path_separated_prefix": path["value"]} for path in paths]
 
 
 def request_timeout(rule: Mapping[str, Any]) -> float | None:
     """How long a request may take, in seconds, where the rule says so; 0 is without end."""
-    timeouts = Known(rule.get("timeouts", {}), "request")
+    timeouts = known(rule.get("timeouts", {}), "request")
     return duration(timeouts["request"]) if timeouts else None
 
 
@@ -268,14 +264,14 @@ def envoy_gateway(manifests: Manifests, client_stream_idle_timeout: float | None
     """
     route = manifests.one("HTTPRoute")
     fields = ("targetRefs", "loadBalancer", "circuitBreaker", "timeout")
-    policy = Known(manifests.one("BackendTrafficPolicy")["spec"], *fields)
+    policy = known(manifests.one("BackendTrafficPolicy")["spec"], *fields)
     (target,) = policy["targetRefs"]
     assert (target["kind"], target["name"]) == ("HTTPRoute", route["metadata"]["name"])
-    balancing = Known(policy["loadBalancer"], "type", "consistentHash")
-    hashing = Known(balancing["consistentHash"], "type", "header", "tableSize")
+    balancing = known(policy["loadBalancer"], "type", "consistentHash")
+    hashing = known(balancing["consistentHash"], "type", "header")
     assert (balancing["type"], hashing["type"]) == ("ConsistentHash", "Header")
-    header = Known(hashing["header"], "name")["name"]
-    limits = Known(policy.get("circuitBreaker", {}), "maxConnections", "maxPendingRequests", "maxParallelRequests")
+    header = known(hashing["header"], "name")["name"]
+    limits = known(policy.get("circuitBreaker", {}), *LIMITS)
     action: dict[str, Any] = {
         "cluster": CLUSTER,
         "hash_policy": [{"header": {"header_name": header}}],
@@ -285,7 +281,7 @@ def envoy_gateway(manifests: Manifests, client_stream_idle_timeout: float | None
     timeout = request_timeout(rule)
     if timeout is not None:
         action["timeout"] = f"{timeout}s"
-        if client_stream_idle_timeout is None:  # Where there is one, it is left to rule.
+        if client_stream_idle_timeout is None:  # Where there is one, it decides.
             action["idle_timeout"] = f"{max(3600.0, timeout) if timeout else 0}s"
     manager: dict[str, Any] = {
         "common_http_protocol_options": {"headers_with_underscores_action": "REJECT_REQUEST"},
@@ -303,20 +299,7 @@ def envoy_gateway(manifests: Manifests, client_stream_idle_timeout: float | None
     if client_stream_idle_timeout is not None:
         manager["stream_idle_timeout"] = f"{client_stream_idle_timeout}s"
     maglev = type_url("extensions.load_balancing_policies.maglev.v3.Maglev")
-    if "tableSize" in hashing:
-        maglev |= {"table_size": hashing["tableSize"]}
-    thresholds = {
-        "max_retries": 1024,
-        **{
-            envoys: limits[field]
-            for field, envoys in {
-                "maxConnections": "max_connections",
-                "maxPendingRequests": "max_pending_requests",
-                "maxParallelRequests": "max_requests",
-            }.items()
-            if field in limits
-        },
-    }
+    thresholds = {"max_retries": 1024, **{LIMITS[name]: limit for name, limit in limits.items()}}
     cluster: dict[str, Any] = {
         "connect_timeout": "10s",
         "per_connection_buffer_limit_bytes": 32768,
@@ -330,7 +313,7 @@ def envoy_gateway(manifests: Manifests, client_stream_idle_timeout: float | None
         },
     }
     if "timeout" in policy:
-        connection = Known(Known(policy["timeout"], "http")["http"], "connectionIdleTimeout")
+        connection = known(known(policy["timeout"], "http")["http"], "connectionIdleTimeout")
         cluster |= connections_idle_for(duration(connection["connectionIdleTimeout"]))
     routes = [{"match": match, "route": action} for match in prefixes(rule)]
     return Routing(manager, route["spec"]["hostnames"], routes, cluster)
@@ -344,10 +327,10 @@ def istio(manifests: Manifests, *, sidecar: bool = False) -> Routing:
         sidecar: Whether the proxy is the sidecar of a client in the mesh, which the HTTPRoute does not concern, instead
             of the Gateway's.
     """
-    spec = Known(manifests.one("DestinationRule")["spec"], "host", "trafficPolicy")
-    policy = Known(spec["trafficPolicy"], "loadBalancer", "connectionPool")
-    balancing = Known(policy["loadBalancer"], "consistentHash")
-    hashing = Known(balancing["consistentHash"], "httpHeaderName", "maglev")
+    spec = known(manifests.one("DestinationRule")["spec"], "host", "trafficPolicy")
+    policy = known(spec["trafficPolicy"], "loadBalancer", "connectionPool")
+    balancing = known(policy["loadBalancer"], "consistentHash")
+    hashing = known(balancing["consistentHash"], "httpHeaderName", "maglev")
     header = hashing["httpHeaderName"]
     action: dict[str, Any] = {
         "cluster": CLUSTER,
@@ -377,18 +360,18 @@ def istio(manifests: Manifests, *, sidecar: bool = False) -> Routing:
         "normalize_path": True,
         "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
     }
-    limits = {"max_retries": NO_LIMIT, "max_requests": NO_LIMIT, "max_connections": NO_LIMIT}
+    thresholds = dict.fromkeys(["max_retries", *LIMITS.values()], NO_LIMIT)
     cluster: dict[str, Any] = {
         "connect_timeout": "10s",
-        "circuit_breakers": {"thresholds": [{**limits, "max_pending_requests": NO_LIMIT, "track_remaining": True}]},
+        "circuit_breakers": {"thresholds": [{**thresholds, "track_remaining": True}]},
     }
     if "maglev" in hashing:
-        Known(hashing["maglev"])
+        known(hashing["maglev"])
         cluster["lb_policy"] = "MAGLEV"
     else:
         cluster |= {"lb_policy": "RING_HASH", "ring_hash_lb_config": {"minimum_ring_size": 1024}}
     if "connectionPool" in policy:
-        pool = Known(Known(policy["connectionPool"], "http")["http"], "idleTimeout")
+        pool = known(known(policy["connectionPool"], "http")["http"], "idleTimeout")
         cluster |= connections_idle_for(duration(pool["idleTimeout"]))
     return Routing(manager, domains, [{"match": match, "route": action} for match in matches], cluster)
 
