@@ -21,15 +21,18 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.e2e.chart import Manifests, example, merged, render, set_values
-from tests.e2e.proxies import PATIENCE, ROUTE_TIMEOUT, STREAM_IDLE_TIMEOUT, Envoy, envoy_gateway, hastened, istio
+from tests.e2e.proxies import ROUTE_TIMEOUT, STREAM_IDLE_TIMEOUT, Envoy, envoy_gateway, hastened, istio
 from tests.e2e.runtimes import OURS, free_ports
 
 pytestmark = pytest.mark.serial
 
-HASTE = float(os.environ.get("HASTE", "150"))
+HASTE = float(os.environ.get("HASTE", "100"))
 
 SILENCE = 2 * STREAM_IDLE_TIMEOUT / HASTE
 """Seconds that a stream, an answer or a socket is silent: longer than Envoy's own idle timeout."""
+
+PATIENCE = 60.0
+"""Seconds after which what should have happened long ago counts as not happening."""
 
 PAUSE = ROUTE_TIMEOUT / HASTE / 3
 PAUSES = 12
@@ -91,7 +94,7 @@ def invocation(proxy: Envoy, payload: dict[str, float]) -> Exchange:
             status = response.status_code
             for part in response.iter_text():
                 text += part
-    except httpx.RemoteProtocolError:
+    except (httpx.ReadError, httpx.RemoteProtocolError):
         return Exchange(False, status)
     return Exchange('"last"' in text, status)
 
@@ -99,7 +102,9 @@ def invocation(proxy: Envoy, payload: dict[str, float]) -> Exchange:
 def quiet_socket(proxy: Envoy) -> Exchange:
     connection = socket.create_connection(("127.0.0.1", proxy.port), PATIENCE)
     try:
-        with connect(f"ws://{proxy.host}/ws", sock=connection, proxy=None, ping_interval=None) as websocket:
+        with connect(
+            f"ws://{proxy.host}/ws", sock=connection, proxy=None, ping_interval=None, open_timeout=PATIENCE
+        ) as websocket:
             websocket.send("first")
             assert websocket.recv(PATIENCE) == "first"
             time.sleep(SILENCE)
