@@ -40,6 +40,7 @@ from litestar_agentcore.runtime.execution import HandlerCall
 from litestar_agentcore.runtime.failure import Failure, message_of
 from litestar_agentcore.runtime.handler import Handler, HandlerKind, inspect_handler
 from litestar_agentcore.runtime.health import PingFunction
+from litestar_agentcore.runtime.running import Running
 from litestar_agentcore.runtime.streams import EventStream
 from litestar_agentcore.websocket import (
     GOING_AWAY,
@@ -395,7 +396,7 @@ class AGUIConnection(WebSocketConnection):
 
     # -- On the loop that serves it
 
-    async def _converse(self, values: RequestValues) -> None:
+    async def _converse(self, values: RequestValues, running: Running) -> None:
         self._values = values
         handler = self._plugin.handler
         if handler is None:
@@ -413,17 +414,18 @@ class AGUIConnection(WebSocketConnection):
         if not self._agent.execution.has_room_for(handler):
             await self._close(TRY_AGAIN_LATER, "Every thread is taken by a stream whose client reads slowly")
             return
-        await self._run_agent(handler, body)
+        await self._run_agent(handler, body, running)
 
-    async def _run_agent(self, handler: Handler, body: bytes) -> None:
+    async def _run_agent(self, handler: Handler, body: bytes, running: Running) -> None:
         context = self._values.context(agent_websocket(self._scope, empty_receive, empty_send))
         callbacks = callbacks_of(asyncio.get_running_loop())
-        run = _Run(body, self._record, self._library)
-        call = HandlerCall(self._agent.execution, handler, run, context, callbacks, self)
+        start = partial(handler.call, _Run(body, self._record, self._library), context)
+        call = HandlerCall(self._agent.execution, handler.name, handler.kind, start, callbacks, self)
+        running.work = call
         self._runs = True
         reading = callbacks.loop.create_task(self._wait_for_disconnect())
         cancels = self._agent.settings.cancel_on_disconnect
-        reading.add_done_callback(lambda _: call.abandon_and_cancel() if cancels else call.abandon())
+        reading.add_done_callback(lambda _: call.abandon(cancel=cancels))
         try:
             outcome = await call.run()
             if isinstance(outcome, EventStream):
@@ -439,7 +441,7 @@ class AGUIConnection(WebSocketConnection):
             logger.info("The client went away while its run went on")
         finally:
             reading.cancel()
-            self._running.outlive_client(call, partial(self._agent.running.discard, self._running))
+            running.outlive_client(partial(self._agent.running.discard, running))
 
     async def _send_events(self, stream: EventStream) -> None:
         try:
@@ -464,7 +466,8 @@ class AGUIConnection(WebSocketConnection):
 
     async def _close(self, code: int, reason: str = "") -> None:
         if code == GOING_AWAY and self._runs:
-            refusal = session_stopped() if self._running.stopped else shutting_down()
+            stopped = self._running is not None and self._running.stopped
+            refusal = session_stopped() if stopped else shutting_down()
             await self._send_event(encode_events([bytes(self._library.error(refusal.error))]))
         await super()._close(code, reason)
 
