@@ -4,6 +4,11 @@ The names are the reference runtime's: an agent written for it runs here after o
 """
 
 import gc
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from litestar_agentcore.mcp import MCPPlugin, mcp_app, serve_mcp
 
 # Importing makes thousands of objects that stay: collecting garbage meanwhile is a tenth of its time.
 _was_enabled = gc.isenabled()
@@ -29,10 +34,30 @@ __all__ = [
     "AgentCorePlugin",
     "BedrockAgentCoreApp",
     "BedrockAgentCoreContext",
+    "MCPPlugin",
     "PingStatus",
     "RequestContext",
     "Settings",
     "SettingsError",
     "__version__",
+    "mcp_app",
     "require_authentication",
+    "serve_mcp",
 ]
+
+_MODULES = {
+    "MCPPlugin": "mcp",
+    "mcp_app": "mcp",
+    "serve_mcp": "mcp",
+}
+"""Where the names are whose modules are imported once they are asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if (module := _MODULES.get(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -312,11 +312,13 @@ def describe(scope: Scope, body: bytes) -> Call:
         scope: The ASGI scope of the request.
         body: Its body.
     """
-    message = _message_of(body)
     attributes: dict[str, Any] = {}
     for header, attribute in ((_MCP_SESSION_ID, "mcp.session.id"), (_MCP_PROTOCOL_VERSION, "mcp.protocol.version")):
         if value := _header(scope, header):
             attributes[attribute] = value[:_LONGEST_NAME]
+    if scope["method"] != "POST":  # type: ignore[typeddict-item]
+        return Call(scope["method"], attributes)  # type: ignore[typeddict-item]
+    message = _message_of(body)
     if not isinstance(message.method, str):
         return Call("response" if message is not _NO_MESSAGE and body else "other", attributes)
     if message.method not in METHODS:

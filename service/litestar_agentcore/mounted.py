@@ -31,6 +31,8 @@ Application = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Any]], 
 
 _EVENT_STREAM = b"text/event-stream"
 _COMMENT = b":"
+_WITHOUT_BODY = frozenset({202, 204})
+"""Statuses after which a client need not wait for anything."""
 
 
 class Call(NamedTuple):
@@ -180,6 +182,8 @@ class MountedAnswer(Answer):
 
     async def send(self, message: Message) -> None:  # noqa: D102 - inherited
         if message["type"] == "http.response.start":
+            if message["status"] in _WITHOUT_BODY:
+                self.answered()
             headers: list[tuple[bytes, bytes]] = list(message["headers"])
             if any(name == b"content-type" and value.startswith(_EVENT_STREAM) for name, value in headers):
                 self._is_stream = True
