@@ -177,8 +177,9 @@ def inspector() -> Path:
         npm = shutil.which("npm")
         assert npm is not None, "npm is needed, and is not on the PATH"
         run(npm, "ci", "--no-audit", "--no-fund", cwd=directory)
-        # The program reads its version from where it lies within the whole inspector, which has a user interface besides.
-        (directory / "node_modules" / "@modelcontextprotocol" / "package.json").write_text('{"version": "1.0.3"}')
+        # The program reads what it is from where it lies within the whole inspector, with its user interface.
+        itself = {"name": "@modelcontextprotocol/inspector", "version": "1.0.3"}
+        (directory / "node_modules" / "@modelcontextprotocol" / "package.json").write_text(json.dumps(itself))
         stamp.write_text(wanted)
     return directory / "node_modules" / "@modelcontextprotocol" / "inspector-cli" / "build" / "cli.js"
 
