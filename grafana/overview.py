@@ -216,6 +216,28 @@ def _duration() -> list[AnyPanel]:
     ]
 
 
+def _protocols() -> list[AnyPanel]:
+    duration = "agentcore_protocol_request_duration_seconds"
+    return [
+        time_series_panel(
+            "Requests by protocol",
+            "Finished requests of AG-UI, A2A and MCP a second, by what they call; those that call the agent are among"
+            " the invocations above. No data: plain HTTP alone is served.",
+            [Query(f"sum by (protocol, call) ({rate('agentcore_protocol_requests_total')})", "{{protocol}} {{call}}")],
+            "reqps",
+            span=12,
+            stacked=True,
+        ),
+        time_series_panel(
+            "Duration by protocol, p90",
+            "From the request to the last byte of its answer. Streams by which a server may speak first are long.",
+            [Query(quantile(0.9, duration, "protocol"), "{{protocol}}", exemplars=True)],
+            "s",
+            span=12,
+        ),
+    ]
+
+
 def _connections() -> list[AnyPanel]:
     return [
         time_series_panel(
@@ -422,6 +444,7 @@ def overview() -> Dashboard:
             ("Now", _now()),
             ("Traffic and errors", _traffic()),
             ("Durations", _duration()),
+            ("Protocols beside HTTP", _protocols()),
             ("Connections", _connections()),
             ("Health and background tasks", _tasks()),
             ("Handlers and traces", _handlers()),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from litestar_agentcore.ag_ui import AGUIApp, AGUIPlugin, build_ag_ui_app, serve_ag_ui
+    from litestar_agentcore.mcp import MCPPlugin, mcp_app, serve_mcp
 
 # Importing makes thousands of objects that stay: collecting garbage meanwhile is a tenth of its time.
 _was_enabled = gc.isenabled()
@@ -36,14 +37,17 @@ __all__ = [
     "AgentCorePlugin",
     "BedrockAgentCoreApp",
     "BedrockAgentCoreContext",
+    "MCPPlugin",
     "PingStatus",
     "RequestContext",
     "Settings",
     "SettingsError",
     "__version__",
     "build_ag_ui_app",
+    "mcp_app",
     "require_authentication",
     "serve_ag_ui",
+    "serve_mcp",
 ]
 
 _MODULES = {
@@ -51,6 +55,9 @@ _MODULES = {
     "AGUIPlugin": "ag_ui",
     "build_ag_ui_app": "ag_ui",
     "serve_ag_ui": "ag_ui",
+    "MCPPlugin": "mcp",
+    "mcp_app": "mcp",
+    "serve_mcp": "mcp",
 }
 """Where the names are whose modules are imported once they are asked for."""
 
@@ -59,3 +66,7 @@ def __getattr__(name: str) -> Any:
     if (module := _MODULES.get(name)) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -386,7 +386,7 @@ class InvocationExchange:
         async def watched_receive() -> Any:
             message = await receive()
             if message["type"] == "http.disconnect" and not answer.finished:
-                answer.record.left = True
+                answer.record.leave()
             return message
 
         execution = self._agent.execution

@@ -31,6 +31,8 @@ Application = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Any]], 
 
 _EVENT_STREAM = b"text/event-stream"
 _COMMENT = b":"
+_WITHOUT_BODY = frozenset({202, 204})
+"""Statuses after which a client need not wait for anything."""
 
 
 class Call(NamedTuple):
@@ -41,6 +43,9 @@ class Call(NamedTuple):
     attributes: Mapping[str, Any] = {}
     """Attributes of its span."""
 
+
+IsLast = Callable[[bytes], bool]
+"""Tells whether what is sent of a stream holds the last event that a client waits for: it may leave after that."""
 
 Describe = Callable[[Scope, bytes], Call]
 """Tells what a request calls, of its scope and its body; raises nothing, whatever the body is."""
@@ -165,16 +170,20 @@ class _Life:
 class MountedAnswer(Answer):
     """The answer that a mounted application gives."""
 
-    __slots__ = ("_is_stream", "waits_for_server")
+    __slots__ = ("_is_stream", "is_last", "waits_for_server")
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._is_stream = False
+        self.is_last: IsLast | None = None
+        """Tells the last event that the client waits for, where the protocol has such."""
         self.waits_for_server = False
         """Whether it is a stream by which the server may speak first, and nobody waits for its end."""
 
     async def send(self, message: Message) -> None:  # noqa: D102 - inherited
         if message["type"] == "http.response.start":
+            if message["status"] in _WITHOUT_BODY:
+                self.answered()
             headers: list[tuple[bytes, bytes]] = list(message["headers"])
             if any(name == b"content-type" and value.startswith(_EVENT_STREAM) for name, value in headers):
                 self._is_stream = True
@@ -184,7 +193,14 @@ class MountedAnswer(Answer):
             body = message["body"]
             if body and not body.startswith(_COMMENT):
                 self.record.chunks(1)
+                if self.is_last is not None and self.is_last(body):
+                    self.answered()
         await super().send(message)
+
+    def answered(self) -> None:
+        """Note that the client has what it asked for, and may leave."""
+        if isinstance(self.record, ProtocolRecord):
+            self.record.answered = True
 
     def announce_expiry(self, *, stopped: bool) -> None:  # noqa: D102 - inherited
         if self.waits_for_server:
@@ -204,6 +220,7 @@ class MountedExchange(InvocationExchange):
         route: The path's template, for spans.
         describe: Tells what is recorded of a request.
         path: The path that the application has for it; by default the route.
+        is_last: Tells the last event that a client waits for, where the protocol has such.
     """
 
     answer_type = MountedAnswer
@@ -218,12 +235,14 @@ class MountedExchange(InvocationExchange):
         route: str,
         describe: Describe,
         path: str | None = None,
+        is_last: IsLast | None = None,
     ) -> None:
         super().__init__(agent, debug=False, authentication=authentication)
         self._application = application
         self._protocol = protocol
         self._describe = describe
         self._path = path or route
+        self._is_last = is_last
         self._begin_record = partial(agent.telemetry.protocol_request, route=route, protocol=protocol)
 
     async def _invoke(
@@ -240,10 +259,12 @@ class MountedExchange(InvocationExchange):
             await answer.close_without_client()
             return
         self._record_call(scope, body, answer)
+        answer.is_last = self._is_last
         if method == "GET":
             self._agent.running.discard(answer)
             self._agent.standing.add(answer)
             answer.waits_for_server = True
+            answer.answered()
         elif (
             method == "POST"
             and (admission := self._agent.admission) is not None
@@ -262,7 +283,8 @@ class MountedExchange(InvocationExchange):
             )
         finally:
             self._agent.standing.discard(answer)
-        if not answer.finished and not answer.record.left and answer.record.error is None:
+        record = cast("ProtocolRecord", answer.record)
+        if not (answer.finished or record.left or record.answered) and record.error is None:
             raise BrokenResponseError("the application gave no whole answer")
 
     def _record_call(self, scope: Scope, body: bytes, answer: Answer) -> None:
@@ -271,6 +293,18 @@ class MountedExchange(InvocationExchange):
         assert isinstance(record, ProtocolRecord)  # noqa: S101 - for the type checker  # nosec B101
         record.call = call.name
         record.describe(call.attributes)
+        self._check_call(scope, body)
+
+    def _check_call(self, scope: Scope, body: bytes) -> None:
+        """Raise the refusal of a request that the application should not see.
+
+        Args:
+            scope: The ASGI scope of the request; its headers may be replaced.
+            body: Its body.
+
+        Raises:
+            Refusal: It is one of another protocol (status 400).
+        """
         if body and (found := recognize(body)) not in (None, self._protocol):
             raise Refusal(400, "Wrong protocol", wrong_protocol(found, self._protocol))
 

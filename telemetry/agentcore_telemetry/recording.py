@@ -123,7 +123,7 @@ class Telemetry:
         return ProtocolRecord(self, scope, parent, host, user_agent, route, protocol)
 
     def attributes_of(
-        self, scope: Scope, method: str, route: str, host: str | None, user_agent: str | None
+        self, scope: Scope, method: str, route: str, host: str | None, user_agent: str | None, operation: str | None
     ) -> dict[str, AttributeValue]:
         """The attributes that the HTTP and generative AI conventions give the span of a server.
 
@@ -133,15 +133,17 @@ class Telemetry:
             route: The path's template.
             host: Its ``Host`` header.
             user_agent: Its ``User-Agent`` header.
+            operation: What it asks of the agent, where that is known already.
         """
         attributes: dict[str, AttributeValue] = {
-            "gen_ai.operation.name": "invoke_agent",
             "gen_ai.agent.name": self.agent_name,
             "http.request.method": method,
             "http.route": route,
             "url.path": scope["path"],
             "url.scheme": scope.get("scheme", "http"),
         }
+        if operation is not None:
+            attributes["gen_ai.operation.name"] = operation
         address, port = _server(scope, host)
         if address:
             attributes["server.address"] = address
@@ -170,6 +172,7 @@ class _ServerRecord:
     name: str
     """What the span is called, whichever way the request came."""
     method: str
+    operation: str | None = "invoke_agent"
 
     def __init__(
         self,
@@ -193,7 +196,7 @@ class _ServerRecord:
             return
         attributes = {}
         if not tracing.disabled:
-            attributes = telemetry.attributes_of(scope, self.method, route, host, user_agent)
+            attributes = telemetry.attributes_of(scope, self.method, route, host, user_agent, self.operation)
         self._span = span = tracing.start_server_span(self.name, parent, attributes, telemetry.agent_name)
         self._recorded = span.is_recording()
         # Nothing has to be made current where there is neither a span nor anything that came with the request.
@@ -360,7 +363,7 @@ class ProtocolRecord(InvocationRecord):
     session) are counted by protocol alone.
     """
 
-    __slots__ = ("_protocol", "call", "method", "name")
+    __slots__ = ("_protocol", "answered", "call", "method", "name", "operation")
 
     def __init__(
         self,
@@ -375,15 +378,26 @@ class ProtocolRecord(InvocationRecord):
         self._protocol = protocol
         self.method = scope["method"]
         self.name = f"{self.method} {route}"
+        self.operation = "invoke_agent" if protocol in _INVOKING else None
         self.call = "other"
         """Which of the protocol's calls it is, as a label: of a set that is bounded."""
+        self.answered = False
+        """Whether the client has what it asked for: it may leave before the end of the answer."""
         metrics = None if self.method == "POST" else telemetry.metrics.uncounted
         super().__init__(telemetry, scope, parent, host, user_agent, route, metrics)
+
+    def leave(self) -> None:
+        """Record that the client went away, unless it has been answered."""
+        if not self.answered:
+            super().leave()
 
     def _count(self, outcome: Outcome, seconds: float, trace_id: int | None) -> None:
         super()._count(outcome, seconds, trace_id)
         self._telemetry.metrics.protocols.end(self._protocol, self.call, outcome, seconds, trace_id)
 
+
+_INVOKING = frozenset({"ag-ui", "a2a"})
+"""The protocols whose requests ask an agent to do something; with MCP, a tool is called, or something is listed."""
 
 _STREAM_OUTCOMES = {"ok": "completed", "disconnected": "disconnected"}
 

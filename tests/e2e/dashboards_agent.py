@@ -6,9 +6,38 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from litestar import WebSocket
-from litestar_agentcore import BedrockAgentCoreApp, RequestContext
+from litestar.config.app import AppConfig
+from litestar_agentcore import AgentCorePlugin, BedrockAgentCoreApp, RequestContext
+from litestar_agentcore.mounted import Call, MountedApplication, MountedExchange
+from litestar_agentcore.protocols import ProtocolPlugin, exchange_route
 
-app = BedrockAgentCoreApp()
+
+class Protocol(ProtocolPlugin):
+    """A protocol beside HTTP, whose library has nothing to say."""
+
+    protocol = "mcp"
+
+    def mount(self, app_config: AppConfig, service: AgentCorePlugin) -> None:
+        """Add its one route."""
+        library = MountedApplication("a library", lambda: accepted)
+        exchange = MountedExchange(
+            service.agent,
+            service.authentication,
+            library,
+            protocol="mcp",
+            route="/mcp",
+            describe=lambda scope, body: Call("tools/call"),
+        )
+        app_config.route_handlers.append(exchange_route("/mcp", ["POST"], exchange, "mcp"))
+
+
+async def accepted(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 202, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+app = BedrockAgentCoreApp(plugins=[Protocol()])
 
 
 @app.async_task

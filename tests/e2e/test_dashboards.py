@@ -153,6 +153,7 @@ def load(agent: ServerProcess) -> Iterator[None]:
                 assert post(client, do="raise") == 500
                 assert post(client, do="words", count=3) == 200
                 assert post(client, do="tasks") == 200
+                assert client.post("/mcp", json={}).status_code == 202
                 if turn == 0:
                     assert post(client, do="block", seconds=1.5) == 200  # longer than from scrape to scrape
                 with client.stream("POST", "/invocations", json={"do": "words", "count": 1000}) as response:
