@@ -8,7 +8,7 @@ import importlib
 import logging
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, wraps
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -280,3 +280,31 @@ def with_own_encoding(exporter: type[SpanExporter]) -> type[SpanExporter]:
         members = {name: bound, "encode_span": staticmethod(encode_span), "__module__": exporter.__module__}
         return type(exporter.__name__, (exporter,), members)
     return exporter
+
+
+def with_named_authority(exporter: type[SpanExporter]) -> type[SpanExporter]:
+    """Have the SDK's exporter over HTTP trust the authority that its certificate variable names, whatever else is set.
+
+    ``requests``, by which it sends, prefers ``REQUESTS_CA_BUNDLE`` and ``CURL_CA_BUNDLE`` to what its session was told
+    (https://requests.readthedocs.io/en/latest/user/advanced/#ssl-cert-verification), so that a machine where one of
+    them is set refuses the backend's certificate.
+
+    Args:
+        exporter: The class of the exporter; it takes the argument ``session``.
+
+    Returns:
+        A subclass.
+    """
+    sessions: Any = importlib.import_module("requests.sessions")
+
+    def merge_environment_settings(self: Any, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        verify = self.verify if verify is None else verify
+        return sessions.Session.merge_environment_settings(self, url, proxies, stream, verify, cert)
+
+    session = type("Session", (sessions.Session,), {"merge_environment_settings": merge_environment_settings})
+
+    @wraps(exporter.__init__)
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        exporter.__init__(self, *arguments, **{"session": session(), **options})
+
+    return type(exporter.__name__, (exporter,), {"__init__": init, "__module__": exporter.__module__})

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.backends.certificates import Certificates
 from tests.backends.programs import program
 from tests.backends.servers import once_complete, running
+from tests.certificates import Certificates
 from tests.e2e.runtimes import free_ports
 from tests.e2e.trace_promises import Span, SpanEvent, SpanLink
 
@@ -52,7 +52,7 @@ class Collector:
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
 
     def start(self) -> None:
-        command = [program("collector"), "--config", self._configuration]
+        command: list[str | Path] = [program("collector"), "--config", self._configuration]
         self._running.enter_context(running(command, self._log, f"http://127.0.0.1:{self._health_port}/"))
 
     def stop(self) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.backends.certificates import Certificates, certificates
+from tests.certificates import Certificates, certificates
 
 pytest.register_assert_rewrite("tests.e2e.trace_promises")
 

@@ -1,16 +1,19 @@
-"""What people see in Jaeger, and what a Collector hands on, of an agent that is served: each way to send it there."""
+"""What people see in Jaeger and Tempo, and what a Collector hands on, of an agent that is served, by each protocol."""
 
+import itertools
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from tests.backends.agents import agent as serving
 from tests.backends.agents import bearer, trusting, with_client_certificate
-from tests.backends.certificates import Certificates
 from tests.backends.collector import Collector, collector
 from tests.backends.jaeger import Jaeger, jaeger
+from tests.backends.tempo import Tempo, tempo
+from tests.certificates import Certificates
 from tests.e2e.runtimes import free_ports
 from tests.e2e.trace_promises import TracePromises
 from tests.integration.server import ServerProcess
@@ -18,68 +21,69 @@ from tests.integration.server import ServerProcess
 TOKEN = "dG9rZW4+b2YvdGhl+dGVzdHM=="
 
 
-class Way(msgspec.Struct, frozen=True):
-    """A way to send spans to a backend."""
-
-    name: str
-    protocol: str
-    through_collector: bool = False
-    to_jaeger: bool = False
-    secured: bool = False
-    """By TLS with certificates on both sides, and a token; and compressed."""
-
-
 HTTP, GRPC = "http/protobuf", "grpc"
-WAYS = [
-    Way("Jaeger, HTTP", HTTP, to_jaeger=True),
-    Way("Jaeger, gRPC", GRPC, to_jaeger=True),
-    Way("Collector, HTTP", HTTP, through_collector=True),
-    Way("Collector, gRPC", GRPC, through_collector=True),
-    Way("Collector, HTTP, TLS", HTTP, through_collector=True, secured=True),
-    Way("Collector, gRPC, TLS", GRPC, through_collector=True, secured=True),
-    Way("Jaeger through a Collector, HTTP", HTTP, through_collector=True, to_jaeger=True),
-]
+
+Backend = Collector | Jaeger | Tempo
 
 
 class Destination(msgspec.Struct, frozen=True):
     """Where an agent's spans go, and who is asked for them."""
 
-    backend: Collector | Jaeger
+    backend: Backend
     variables: dict[str, str]
 
 
-@pytest.fixture(scope="module", params=WAYS, ids=lambda way: way.name)
+@contextmanager
+def to_jaeger(directory: Path, certs: Certificates, protocol: str) -> Iterator[Destination]:
+    with jaeger(directory) as backend:
+        yield Destination(backend, backend.endpoint(protocol))
+
+
+@contextmanager
+def to_tempo(directory: Path, certs: Certificates, protocol: str) -> Iterator[Destination]:
+    with tempo(directory) as backend:
+        yield Destination(backend, backend.endpoint(protocol))
+
+
+@contextmanager
+def to_collector(directory: Path, certs: Certificates, protocol: str) -> Iterator[Destination]:
+    with collector(directory) as backend:
+        yield Destination(backend, backend.endpoint(protocol))
+
+
+@contextmanager
+def to_secured_collector(directory: Path, certs: Certificates, protocol: str) -> Iterator[Destination]:
+    """By TLS with certificates on both sides, with a token, and compressed."""
+    with collector(directory, certs, TOKEN) as backend:
+        secured = bearer(TOKEN) | trusting(certs.authority) | with_client_certificate(certs.client, certs.client_key)
+        compressed = {"OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
+        yield Destination(backend, backend.endpoint(protocol) | secured | compressed)
+
+
+@contextmanager
+def to_jaeger_through_collector(directory: Path, certs: Certificates, protocol: str) -> Iterator[Destination]:
+    (port,) = free_ports(1)
+    with jaeger(directory, port) as backend, collector(directory, forward_to=port) as between:
+        yield Destination(backend, between.endpoint(protocol))
+
+
+WAYS = [
+    *itertools.product([to_jaeger, to_tempo, to_collector, to_secured_collector], [HTTP, GRPC]),
+    (to_jaeger_through_collector, HTTP),
+]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: f"{way[0].__name__}, {way[1]}")
 def destination(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, certs: Certificates
 ) -> Iterator[Destination]:
-    way: Way = request.param
-    directory = tmp_path_factory.mktemp("backend")
-    with ExitStack() as stack:
-        jaegers: list[Jaeger] = []
-        (grpc_port,) = free_ports(1)
-        if way.to_jaeger:
-            jaegers.append(stack.enter_context(jaeger(directory, grpc_port)))
-        if not way.through_collector:
-            yield Destination(jaegers[0], jaegers[0].endpoint(way.protocol))
-            return
-        between = stack.enter_context(
-            collector(
-                directory,
-                certs=certs if way.secured else None,
-                token=TOKEN if way.secured else None,
-                forward_to=grpc_port if way.to_jaeger else None,
-            )
-        )
-        variables = between.endpoint(way.protocol)
-        if way.secured:
-            variables |= bearer(TOKEN) | trusting(certs.authority)
-            variables |= with_client_certificate(certs.client, certs.client_key)
-            variables["OTEL_EXPORTER_OTLP_COMPRESSION"] = "gzip"
-        yield Destination(jaegers[0] if jaegers else between, variables)
+    way, protocol = request.param
+    with way(tmp_path_factory.mktemp("backend"), certs, protocol) as there:
+        yield there
 
 
 @pytest.fixture(scope="module")
-def backend(destination: Destination) -> Collector | Jaeger:
+def backend(destination: Destination) -> Backend:
     return destination.backend
 
 

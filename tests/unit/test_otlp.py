@@ -1,13 +1,18 @@
 """The encoding of spans is the SDK's own, message for message, and its exporters send it as they send theirs."""
 
 import gzip
+import inspect
+import os
+import ssl
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import EntryPoint
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +36,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
+from tests.certificates import Certificates, certificates
 from tests.unit.conftest import Kept
 
 CONTEXT = SpanContext(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, is_remote=True, trace_flags=TraceFlags(1))
@@ -522,3 +528,75 @@ def test_over_http_the_environments_exporter_has_the_own_encoding(collector: Col
         assert exporter.export(SPANS) is SpanExportResult.SUCCESS
 
     assert [body for _, _, body in collector.requests] == [of_the_sdk(SPANS)]
+
+
+# Certificates
+
+
+@pytest.fixture
+def certs(tmp_path: Path) -> Certificates:
+    return certificates(tmp_path)
+
+
+@pytest.fixture
+def secured_collector(collector: Collector, certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> Collector:
+    """The collector, by TLS, with a certificate of an authority that nobody else trusts."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certs.server, certs.server_key)
+    collector.socket = context.wrap_socket(collector.socket, server_side=True)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.replace("http:", "https:"))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
+    return collector
+
+
+def environments_exporter(**variables: str) -> type[SpanExporter]:
+    return exporter_class("otlp", TraceSettings.from_environment(variables))
+
+
+@pytest.mark.parametrize("prefix", ["OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_TRACES_"])
+@pytest.mark.parametrize("other", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_over_http_the_authority_that_is_named_is_trusted_whatever_requests_is_told(
+    secured_collector: Collector, certs: Certificates, monkeypatch: pytest.MonkeyPatch, prefix: str, other: str
+) -> None:
+    monkeypatch.setenv(other, str(certs.client))  # which has signed nothing
+    monkeypatch.setenv(f"{prefix}CERTIFICATE", str(certs.authority))
+    with exporting(environments_exporter(**os.environ)) as exporter:
+        assert exporter.export(SPANS) is SpanExportResult.SUCCESS
+
+    assert [body for _, _, body in secured_collector.requests] == [of_the_sdk(SPANS)]
+
+
+def test_over_http_no_other_authority_is_trusted_than_the_one_that_is_named(
+    secured_collector: Collector, certs: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certs.authority))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certs.client))
+    with exporting(environments_exporter(**os.environ)) as exporter:
+        assert exporter.export(SPANS) is SpanExportResult.FAILURE
+
+    assert secured_collector.requests == []
+
+
+def test_over_http_requests_authorities_are_trusted_where_none_is_named(
+    secured_collector: Collector, certs: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certs.authority))
+    with exporting(environments_exporter(**os.environ)) as exporter:
+        assert exporter.export(SPANS) is SpanExportResult.SUCCESS
+
+
+def test_over_http_the_session_of_a_credential_provider_is_left_to_it(certs: Certificates) -> None:
+    named = {"OTEL_EXPORTER_OTLP_CERTIFICATE": str(certs.authority)}
+    provided = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"
+    assert TraceSettings.from_environment(named).names_authority
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "agentcore_telemetry.environment.find_entry_point", lambda group, name: EntryPoint(name, "", group)
+        )
+        assert not TraceSettings.from_environment(named | {provided: "sigv4"}).names_authority
+
+
+def test_the_arguments_of_an_exporter_are_as_before(certs: Certificates) -> None:
+    kind = environments_exporter(OTEL_EXPORTER_OTLP_CERTIFICATE=str(certs.authority))
+    assert inspect.signature(kind) == inspect.signature(OTLPSpanExporter)
+    assert (kind.__module__, kind.__name__) == (OTLPSpanExporter.__module__, OTLPSpanExporter.__name__)
