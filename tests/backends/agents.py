@@ -1,5 +1,6 @@
 """Agents in an environment of what people install: the package with ``grpc``, and what speaks X-Ray's formats."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,9 @@ from tests.e2e.environments import environment
 from tests.e2e.runtimes import ROOT
 from tests.e2e.served import served
 from tests.integration.server import ServerProcess
+
+HTTP, GRPC = "http/protobuf", "grpc"
+"""The protocols, as ``OTEL_EXPORTER_OTLP_PROTOCOL`` names them."""
 
 TRACING_AGENT = "tests.e2e.tracing_agent:app"
 
@@ -26,8 +30,14 @@ def agent(
     """Serve an agent until the test is through."""
     python = environment("backends") / "python"
     soon = {"OTEL_BSP_SCHEDULE_DELAY": "100", "PYTHONPATH": SOURCES}
-    with served(app, (str(python), "-m"), stdout, **soon, **variables) as server:
+    with served(app, (str(python), "-m"), stdout, **soon | variables) as server:
         yield server
+
+
+def messages(server: ServerProcess) -> list[str]:
+    """What its log says of spans or their exporter."""
+    lines = [json.loads(line) for line in server.stderr() if line.startswith("{")]
+    return [line["message"] for line in lines if line["logger"].startswith(("agentcore_telemetry", "opentelemetry"))]
 
 
 def dropped(server: ServerProcess) -> float:

@@ -1,6 +1,8 @@
 """What people see in Jaeger and Tempo, and what a Collector hands on, of an agent that is served, by each protocol."""
 
 import itertools
+import json
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,20 +10,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.backends.agents import GRPC, HTTP, bearer, trusting, with_client_certificate
 from tests.backends.agents import agent as serving
-from tests.backends.agents import bearer, trusting, with_client_certificate
 from tests.backends.collector import Collector, collector
+from tests.backends.details import ATTRIBUTES, LINKED, MESSAGE, TRACE_STATE
 from tests.backends.jaeger import Jaeger, jaeger
 from tests.backends.tempo import Tempo, tempo
 from tests.certificates import Certificates
 from tests.e2e.runtimes import free_ports
-from tests.e2e.trace_promises import TracePromises
+from tests.e2e.trace_promises import PARENT_ID, TracePromises, invoke, new_session, spans_of
 from tests.integration.server import ServerProcess
 
 TOKEN = "dG9rZW4+b2YvdGhl+dGVzdHM=="
 
-
-HTTP, GRPC = "http/protobuf", "grpc"
 
 Backend = Collector | Jaeger | Tempo
 
@@ -101,3 +102,39 @@ def sync_agent(destination: Destination) -> Iterator[ServerProcess]:
 
 class TestTraces(TracePromises):
     pass
+
+
+def test_all_that_a_span_may_have_is_there(destination: Destination, backend: Backend) -> None:
+    session = new_session()
+    caller = {"traceparent": f"00-{uuid.uuid4().hex}-{PARENT_ID}-01", "tracestate": TRACE_STATE}
+    variables = destination.variables | {"OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=tests"}
+    with serving("tests.backends.detailed_agent:app", **variables) as server:
+        invoke(server, session, headers=caller)
+        spans = spans_of(backend, session, 2)
+    request, details = spans["POST /invocations"], spans["details"]
+
+    assert (request.kind, details.kind) == ("SERVER", "CLIENT")
+    assert (request.scope, details.scope) == ("litestar_agentcore", "a library")
+    assert request.trace_state == details.trace_state == TRACE_STATE
+    assert (details.status_code, details.status_message) == ("ERROR", MESSAGE)
+    (event,) = details.events
+    assert (event.name, event.attributes) == ("half way", {"percent": 50})
+    (link,) = details.links
+    assert (link.trace_id, link.span_id) == tuple(f"{number:0{width}x}" for number, width in zip(LINKED, (32, 16)))
+    assert isinstance(backend, Jaeger) or link.attributes == {"why": "retry"}
+    for span in (request, details):
+        expected = {
+            "service.name": "detailed",
+            "deployment.environment.name": "tests",
+            "telemetry.sdk.language": "python",
+        }
+        assert {name: span.resource.get(name) for name in expected} == expected
+    kept = {name: _as_kept(backend, value) for name, value in ATTRIBUTES.items()}
+    assert {name: details.attributes.get(name) for name in ATTRIBUTES} == kept
+
+
+def _as_kept(backend: Backend, value: object) -> object:
+    """Jaeger has no lists: it keeps them as the text of their JSON."""
+    return (
+        json.dumps(value, separators=(",", ":")) if isinstance(backend, Jaeger) and isinstance(value, list) else value
+    )
