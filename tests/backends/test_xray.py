@@ -1,4 +1,4 @@
-"""AWS X-Ray's ids: they come in its header, are made as it wants them, and arrive in a Collector; so with AWS's distro."""
+"""AWS X-Ray's ids: they come in its header, are made as it wants them, and reach a Collector; so with AWS's distro."""
 
 import time
 from collections.abc import Iterator
