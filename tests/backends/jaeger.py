@@ -135,7 +135,8 @@ def _span(span: dict[str, Any], process: dict[str, Any]) -> Span:
 
 
 def _tags(tags: list[dict[str, Any]]) -> dict[str, Any]:
-    return {tag["key"]: tag["value"] for tag in tags}
+    # Integers that a page's script cannot hold are texts.
+    return {tag["key"]: int(tag["value"]) if tag["type"] == "int64" else tag["value"] for tag in tags}
 
 
 def _event(fields: dict[str, Any]) -> SpanEvent:
