@@ -1,7 +1,7 @@
 # make run    serve the quick-start agent          make lock    renew the locked requirements
 # make test   lint, types, unit, integration       make clean   remove what make made
 # make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Helm
-# make backends  the tracing backends of docs/observability.md: Jaeger and an OpenTelemetry Collector, built from their Go modules
+# make backends  the tracing backends of docs/observability.md: Jaeger, Tempo and an OpenTelemetry Collector, of their Go modules
 # make bench  the benchmarks against the peers; needs wrk and Node.js
 # make clients  AWS's clients for Python, JavaScript, Go and Java; needs Node.js with npm, Go, and a JDK with Maven
 # make docs   the documentation as a site, in build/docs; make reference writes docs/settings.md
@@ -55,8 +55,7 @@ $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/e2e.txt
 	@touch $@
 
-# Needs Go 1.26 and half an hour the first time, in which Jaeger and a Collector are built into ~/.cache/litestar-agentcore;
-# a few minutes after that.
+# Needs Go 1.26. The first time it builds the backends, into ~/.cache/litestar-agentcore, for ten minutes; the tests take five.
 backends: $(VENV)/.installed-e2e
 	$(BIN)/python -m tests.backends.programs
 	$(BIN)/python -m pytest tests/backends
