@@ -282,26 +282,16 @@ def with_own_encoding(exporter: type[SpanExporter]) -> type[SpanExporter]:
     return exporter
 
 
-def with_named_authority(exporter: type[SpanExporter]) -> type[SpanExporter]:
-    """Have the SDK's exporter over HTTP trust the authority that its certificate variable names, whatever else is set.
-
-    ``requests``, by which it sends, prefers ``REQUESTS_CA_BUNDLE`` and ``CURL_CA_BUNDLE`` to what its session was told
-    (https://requests.readthedocs.io/en/latest/user/advanced/#ssl-cert-verification), so that a machine where one of
-    them is set refuses the backend's certificate.
+def with_session(exporter: type[SpanExporter], session: Callable[[], Any]) -> type[SpanExporter]:
+    """Have the SDK's OTLP exporter over HTTP send by another session than its own.
 
     Args:
         exporter: The class of the exporter; it takes the argument ``session``.
+        session: Makes the session of one exporter.
 
     Returns:
         A subclass.
     """
-    sessions: Any = importlib.import_module("requests.sessions")
-
-    def merge_environment_settings(self: Any, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        verify = self.verify if verify is None else verify
-        return sessions.Session.merge_environment_settings(self, url, proxies, stream, verify, cert)
-
-    session = type("Session", (sessions.Session,), {"merge_environment_settings": merge_environment_settings})
 
     @wraps(exporter.__init__)
     def init(self: Any, *arguments: Any, **options: Any) -> None:

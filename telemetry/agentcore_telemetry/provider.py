@@ -30,7 +30,7 @@ from agentcore_telemetry.environment import (
     find_entry_point,
 )
 from agentcore_telemetry.export import SHUTDOWN_SECONDS, SpanExportQueue
-from agentcore_telemetry.otlp import with_named_authority, with_own_encoding
+from agentcore_telemetry.otlp import with_own_encoding, with_session
 from agentcore_telemetry.spans import InternalSpanProcessors, ServerTracer
 
 logger = logging.getLogger(__name__)
@@ -181,9 +181,10 @@ def exporter_class(name: str, settings: TraceSettings) -> type[SpanExporter]:
         exporter = importlib.import_module(OTLP_MODULES[settings.protocol]).OTLPSpanExporter
     else:
         exporter = _load(EXPORTERS, name)
-    over_http = getattr(exporter, "__module__", "") == OTLP_MODULES[HTTP]
-    exporter = with_own_encoding(exporter)
-    return with_named_authority(exporter) if over_http and settings.names_authority else exporter
+    if getattr(exporter, "__module__", "") == OTLP_MODULES[HTTP] and not settings.provides_session:
+        sessions = importlib.import_module("agentcore_telemetry.export_session")
+        exporter = with_session(exporter, sessions.ExportSession)
+    return with_own_encoding(exporter)
 
 
 def _make_exporter(name: str, settings: TraceSettings) -> SpanExporter:

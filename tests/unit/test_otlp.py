@@ -10,12 +10,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import EntryPoint
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from agentcore_telemetry import otlp
 from agentcore_telemetry.environment import TraceSettings
 from agentcore_telemetry.otlp import encode_span, encode_spans, with_own_encoding
@@ -343,6 +343,7 @@ class Receiver(BaseHTTPRequestHandler):
         collector.requests.append((self.path, dict(self.headers.items()), body))
         self.send_response(collector.statuses.pop(0) if collector.statuses else 200)
         self.send_header("Retry-After", "0")
+        self.send_header("Location", f"https://elsewhere.example{self.path}")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -585,15 +586,42 @@ def test_over_http_requests_authorities_are_trusted_where_none_is_named(
         assert exporter.export(SPANS) is SpanExportResult.SUCCESS
 
 
-def test_over_http_the_session_of_a_credential_provider_is_left_to_it(certs: Certificates) -> None:
-    named = {"OTEL_EXPORTER_OTLP_CERTIFICATE": str(certs.authority)}
-    provided = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"
-    assert TraceSettings.from_environment(named).names_authority
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "agentcore_telemetry.environment.find_entry_point", lambda group, name: EntryPoint(name, "", group)
-        )
-        assert not TraceSettings.from_environment(named | {provided: "sigv4"}).names_authority
+@pytest.mark.parametrize("kind", ["", "TRACES_"])
+def test_over_http_the_session_of_a_credential_provider_is_the_one_that_sends(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    class Signed(requests.Session):
+        def __init__(self) -> None:
+            super().__init__()
+            self.headers["signed"] = "yes"
+
+    class Provider:
+        name = "signed"
+
+        def load(self) -> Any:
+            return lambda: Signed()
+
+    monkeypatch.setenv(f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{kind}CREDENTIAL_PROVIDER", "signed")
+    monkeypatch.setattr("agentcore_telemetry.environment.find_entry_point", lambda group, name: Provider())
+    monkeypatch.setattr("opentelemetry.exporter.otlp.proto.http._common.entry_points", lambda **query: [Provider()])
+    with exporting(environments_exporter(**os.environ)) as exporter:
+        assert exporter.export(SPANS) is SpanExportResult.SUCCESS
+
+    ((_, headers, _),) = collector.requests
+    assert headers["signed"] == "yes"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_over_http_what_is_redirected_is_a_failed_export_that_says_where_to(
+    collector: Collector, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    collector.statuses = [status]
+    with exporting(environments_exporter(**os.environ)) as exporter:
+        assert exporter.export(SPANS) is SpanExportResult.FAILURE
+        assert exporter.export(SPANS) is SpanExportResult.SUCCESS
+
+    assert len(collector.requests) == 2
+    assert "it redirects to https://elsewhere.example/v1/traces" in caplog.text
 
 
 def test_the_arguments_of_an_exporter_are_as_before(certs: Certificates) -> None:
