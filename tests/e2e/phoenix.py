@@ -95,6 +95,10 @@ class Phoenix:
         """The spans of a session, in the order of their beginning, once there are so many."""
         return self._spans(number, attribute=f"session.id:{session}")
 
+    def spans_of_request(self, request_id: str, number: int) -> list[Span]:
+        """The spans of a request, in the order of their beginning, once there are so many."""
+        return self._spans(number, attribute=f"request.id:{request_id}")
+
     def spans_of_trace(self, trace_id: str, number: int) -> list[Span]:
         """The spans of a trace, in the order of their beginning, once there are so many."""
         return self._spans(number, trace_id=trace_id)
