@@ -55,7 +55,7 @@ $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/e2e.txt
 	@touch $@
 
-# Needs Go 1.26. The first time it builds the backends, into ~/.cache/litestar-agentcore, for ten minutes; the tests take five.
+# Needs Go 1.26. The first time it builds the backends into ~/.cache/litestar-agentcore, for some twenty minutes; the tests take up to fifteen.
 backends: $(VENV)/.installed-e2e
 	$(BIN)/python -m tests.backends.programs
 	$(BIN)/python -m pytest tests/backends
