@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -406,6 +407,33 @@ def test_a_stream_whose_time_is_over_ends_with_a_run_error(monkeypatch: pytest.M
     with TestClient(build_ag_ui_app(agent)) as client:
         assert [each["type"] for each in run(client)] == ["CUSTOM", "RUN_ERROR"]
         assert metric(client, 'agentcore_invocations_total{mode="stream",outcome="timeout"}') == 1
+
+
+@pytest.mark.parametrize("kind", ["stream", "coroutine", "websocket"])
+def test_a_run_whose_session_is_stopped_ends_with_a_run_error(kind: str) -> None:
+    begun = threading.Event()
+
+    async def endless(run_input: RunAgentInput) -> Any:
+        yield event()
+        begun.set()
+        await asyncio.sleep(60)
+
+    async def never_begins(run_input: RunAgentInput) -> Any:
+        begun.set()
+        await asyncio.sleep(60)
+        return endless(run_input)
+
+    app = build_ag_ui_app(never_begins if kind == "coroutine" else endless)
+    with TestClient(app) as client, ThreadPoolExecutor(1) as pool:
+        if kind == "websocket":
+            told = pool.submit(run_over_websocket, client, json.dumps(body()), f"/ws?{SESSION_ID}=s-1")
+        else:
+            told = pool.submit(lambda: (run(client, **{SESSION_ID: "s-1"}), 1001, ""))
+        assert begun.wait(20)
+        assert asyncio.run(app.agent.sessions.stop("s-1"))
+        events, code, _ = told.result(20)
+    assert events[-1] == {"type": "RUN_ERROR", "message": "The session was stopped", "code": "INTERNAL_ERROR"}
+    assert code == 1001
 
 
 # What is no run
