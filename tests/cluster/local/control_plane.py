@@ -64,6 +64,7 @@ class ControlPlane:
                 "etcd-servers": "http://127.0.0.1:2379",
                 "service-cluster-ip-range": SERVICES,
                 "authorization-mode": "Node,RBAC",
+                "allow-privileged": "true",
                 "enable-admission-plugins": "NodeRestriction",
                 "client-ca-file": self.authority.certificate,
                 "service-account-issuer": f"https://kubernetes.default.svc.{DOMAIN}",
