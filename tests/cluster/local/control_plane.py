@@ -31,7 +31,7 @@ class ControlPlane:
         """Start everything, and wait until the API server is ready."""
         private, public = signing_keys(self.authority.directory)
         # Nobody else reaches the loopback interface of its namespace.
-        self._start("etcd", **{"data-dir": self._directory / "etcd"}, **{"unsafe-no-fsync": "true"})
+        self._start("etcd", **{"data-dir": self._directory / "etcd", "unsafe-no-fsync": "true"})
         self._start_api_server(private, public)
         self._namespace.until(self._is_ready, "the API server")
         self._start(
