@@ -136,11 +136,13 @@ def _start(stack: ExitStack, programs: Path, directory: Path) -> None:
         for node in nodes:
             load(node.namespace.pid, image)
     kubectl: list[str | Path] = [programs / "kubectl", f"--kubeconfig={kubeconfig}"]
-    run(*kubectl, "apply", *(f"--filename={Path(__file__).parent / f'{program}.yaml'}" for program in ADDONS))
     waiting = [*kubectl, "wait", f"--timeout={PATIENCE - 10:g}s"]
     run(*waiting, "--for=create", *(f"node/{node.namespace.name}" for node in nodes))
     run(*waiting, "--for=condition=Ready", "nodes", "--all")
-    run(*waiting, "--for=condition=Available", "--namespace=kube-system", *(f"deployment/{name}" for name in ADDONS))
+    run(*kubectl, "apply", *(f"--filename={Path(__file__).parent / f'{program}.yaml'}" for program in ADDONS))
+    for program in ADDONS:
+        status = ["rollout", "status", f"daemonset/{program}", "--namespace=kube-system"]
+        run(*kubectl, *status, f"--timeout={PATIENCE - 10:g}s")
     run(*waiting, "--for=condition=Available", "apiservices", "--all")
     state = {"pid": os.getpid(), "programs": str(programs), "nodes": [node.namespace.pid for node in nodes]}
     (directory / "cluster.json").write_text(json.dumps(state))
