@@ -117,7 +117,7 @@ def _start(stack: ExitStack, programs: Path, directory: Path) -> None:
     stack.callback(outside.stop)
     network = _Network(outside)
     stack.callback(network.close)
-    stack.callback(_remove_cgroups, network.name)
+    stack.callback(remove_cgroups, network.name)
     plane = ControlPlane(outside, programs, directory / "control-plane", network.address(2))
     plane.start()
     nodes = []
@@ -213,7 +213,8 @@ def _check_machine(directory: Path) -> None:
         raise ClusterError(f"{directory}: a node has a /var and a /run of its own, so that it would not see it")
 
 
-def _remove_cgroups(name: str) -> None:
+def remove_cgroups(name: str) -> None:
+    """Remove a cluster's control groups, whose processes have ended or are about to."""
     deadline = time.monotonic() + PATIENCE
     for controller in CGROUPS.iterdir():
         for directory, _, _ in os.walk(controller / name, topdown=False):

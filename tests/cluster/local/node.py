@@ -93,7 +93,7 @@ class Node:
             stand_in = self._write(f"sysctl/{name}", f"{value}\n")
             run_in("mount", "--bind", stand_in, f"/proc/sys/{name}")
         for controller in CGROUPS.iterdir():
-            (controller / self._cgroup).mkdir(parents=True)
+            (controller / self._cgroup).mkdir(parents=True, exist_ok=True)  # one that was killed left it
         # Traffic between pods that a service's address was put into has to come back through kube-proxy's rules.
         run_in("sysctl", "--quiet", "--write", "net.bridge.bridge-nf-call-iptables=1", "net.ipv4.ip_forward=1")
         masquerade = ["--source", pods_of(self.number), "!", "--destination", PODS, "--jump", "MASQUERADE"]
