@@ -100,7 +100,7 @@ class Node:
         run_in("iptables", "--table", "nat", "--append", "POSTROUTING", *masquerade)
 
     def _containerd(self) -> str:
-        # No process here may raise a score of its own, nor a limit.
+        # A root without CAP_SYS_RESOURCE may not make the kernel spare a process where memory runs out.
         return dedent(f"""\
             version = 2
             root = "/var/lib/containerd"
