@@ -9,7 +9,6 @@ from tests.cluster.local.build import binaries
 from tests.cluster.local.cluster import Cluster, running
 from tests.cluster.local.errors import ClusterError
 
-
 COMMANDS = "build the programs, if they have not been; make a cluster; load an image into it; stop it"
 
 
@@ -39,4 +38,5 @@ def main() -> None:
         pass
 
 
-main()
+if __name__ == "__main__":
+    main()
