@@ -654,6 +654,18 @@ def test_probes_ask_ping_for_life_and_ready_for_traffic() -> None:
     assert changed["readinessProbe"]["httpGet"]["path"] == "/health/ready"
 
 
+@pytest.mark.parametrize("grace", [60, 4 * 3600])
+def test_what_hangs_is_killed_soon_however_long_the_pod_may_take_to_end(grace: int) -> None:
+    agent = render(set_values(f"shutdown.graceSeconds={grace}")).agent
+    assert agent["livenessProbe"]["terminationGracePeriodSeconds"] == 30
+    assert agent["startupProbe"]["terminationGracePeriodSeconds"] == 30
+    # The API server refuses it there: a pod that is not ready is not ended.
+    assert "terminationGracePeriodSeconds" not in agent["readinessProbe"]
+    changed = render(set_values("probes.liveness.graceSeconds=600,probes.startup.graceSeconds=null")).agent
+    assert changed["livenessProbe"]["terminationGracePeriodSeconds"] == 600
+    assert "terminationGracePeriodSeconds" not in changed["startupProbe"]
+
+
 @pytest.mark.parametrize("grace", [0, 1, 30, 900, 4 * 3600, 30 * 24 * 3600])
 @pytest.mark.parametrize("pre_stop", [0, 5, 45])
 def test_one_value_says_how_long_a_pod_may_take_to_end(grace: int, pre_stop: int) -> None:
@@ -1351,7 +1363,7 @@ def test_helm_test_is_a_hook_with_the_image_of_the_agent(case: str) -> None:
     for pod in pods:
         assert pod["metadata"]["annotations"] == {
             "helm.sh/hook": "test",
-            "helm.sh/hook-delete-policy": "before-hook-creation",
+            "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
         }
         assert pod["spec"]["restartPolicy"] == "Never"
         (container,) = pod["spec"]["containers"]
