@@ -1,6 +1,7 @@
 # make run    serve the quick-start agent          make lock    renew the locked requirements
 # make test   lint, types, unit, integration       make clean   remove what make made
 # make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Helm
+# make cluster  the chart in the cluster that KUBECONFIG names, or in one that is made for it; see docs/kubernetes.md
 # make bench  the benchmarks against the peers; needs wrk and Node.js
 # make clients  AWS's clients for Python, JavaScript, Go and Java; needs Node.js with npm, Go, and a JDK with Maven
 # make docs   the documentation as a site, in build/docs; make reference writes docs/settings.md
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e bench clients reliability fuzz audit pictures dashboards docs reference lock clean
+.PHONY: run test lint types e2e cluster bench clients reliability fuzz audit pictures dashboards docs reference lock clean
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -49,6 +50,13 @@ types: $(INSTALLED)
 e2e: $(VENV)/.installed-e2e
 	$(BIN)/python -m pytest $(BESIDE) tests/e2e
 	$(BIN)/python -m pytest -m serial tests/e2e
+
+# The chart in Kubernetes. KUBECONFIG names the cluster, and CLUSTER_LOAD_IMAGE a command that loads an image's archive into
+# it, such as `kind load image-archive`. Where there is no KUBECONFIG, root has a cluster made on this machine, which has
+# control groups of version 1: of Go modules (a quarter of an hour or more, once) and of Debian's containerd,
+# containernetworking-plugins, iproute2, iptables, procps, runc and util-linux.
+cluster: $(VENV)/.installed-e2e
+	$(BIN)/python -m pytest tests/cluster
 
 $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/e2e.txt
