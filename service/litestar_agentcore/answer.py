@@ -123,6 +123,10 @@ class Answer(Running):
         self.started = False
         running.add(self)
 
+    def close_connection(self) -> None:
+        """Have the client not use its connection again: the next one leads to another process."""
+        self._headers.append(CLOSE)
+
     def end(self) -> None:
         """List it no longer, and give its place up, unless its handler still runs."""
         if not self.outlives_client:
@@ -272,7 +276,8 @@ class Answer(Running):
             body = b""
         own = [_JSON, (b"content-length", b"%d" % len(body)), *self._headers]
         if headers:
-            own += [header for header in headers if header[0].lower() not in {b"content-type", b"content-length"}]
+            passed_over = {b"content-type", b"content-length"}
+            own += [it for it in headers if it[0].lower() not in passed_over and it not in self._headers]
         send = self._send
         gathered = gather(send, len(body))
         try:

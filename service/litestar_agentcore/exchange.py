@@ -213,6 +213,8 @@ class InvocationExchange:
             keep_body(scope, body)
             context = request.values.context(agent_request(scope, partial(disconnects.has_left, answer)))
         outcome = await self._outcome(handler, payload, context, disconnects, receive, answer)
+        if agent.shutting_down:
+            answer.close_connection()
         if isinstance(outcome, bytes):
             await answer.value(outcome)
         elif isinstance(outcome, EventStream):
