@@ -46,9 +46,9 @@ class Shutdown:
     """Stands between the signal that ends the process and the server that would obey at once.
 
     A server that is told to end closes its port first, and only then waits for the clients that it has. Here the port
-    stays open meanwhile: ``/ready`` says 503, ``/ping`` and ``/metrics`` go on answering, and new work is refused, after
-    the delay of the settings. The server is told when the work is done, or was cancelled because its time was over. A
-    second signal makes that now.
+    stays open meanwhile: ``/ready`` says 503, ``/ping`` and ``/metrics`` go on answering, and new work is refused once
+    the delay of the settings is over. The server is told when the work is done, or was cancelled because its time was
+    over. A second signal makes that now.
 
     Works with every server that sets its handlers with :func:`signal.signal` before it starts the application, as
     uvicorn does, however it was started.
@@ -117,7 +117,7 @@ class Shutdown:
 
     async def _drain(self, number: int, server: SignalHandler) -> None:
         until = monotonic() + self._agent.settings.shutdown_delay_seconds
-        while not self._end_now and (left := until - monotonic()) > 0:
+        while not self._end_now and (left := until - monotonic()) > 0:  # noqa: ASYNC110 - a signal is no loop's event
             await asyncio.sleep(min(LOOK_SECONDS, left))
         self._agent.refuses_work = True
         deadline = monotonic() + self._agent.settings.shutdown_grace_seconds
