@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.cluster.kubernetes import Cluster, Manifest
+from tests.cluster.kubernetes import Cluster, Manifest, eventually
 
 _PROMETHEUS = "github.com/prometheus-operator/prometheus-operator@v0.80.1"
 _PROMETHEUS_FILES = "example/prometheus-operator-crd"
@@ -51,11 +51,17 @@ def defined(cluster: Cluster) -> Iterator[None]:
     try:
         for name in missing:
             cluster.apply(definition(name))
-            cluster.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=60s")
+        for name in missing:
+            eventually(lambda name=name: is_established(cluster, name), f"{name} is known")
         yield
     finally:
         for name in missing:
             cluster.kubectl("delete", "crd", name, "--ignore-not-found")
+
+
+def is_established(cluster: Cluster, name: str) -> bool:
+    conditions = cluster.get("crd", name).get("status", {}).get("conditions") or []
+    return any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
 
 
 def definition(name: str) -> Manifest:

@@ -5,7 +5,7 @@ from pathlib import Path
 from litestar_agentcore.version import __version__
 
 from tests.e2e.base_image import CHANGES, NAME, base_archive
-from tests.e2e.engine import BUILD_SECONDS, engine
+from tests.e2e.engine import BUILD_SECONDS, running_engine
 from tests.e2e.runtimes import ROOT
 
 IMAGE = f"litestar-agentcore:{__version__}"
@@ -19,9 +19,7 @@ def build_archive(archive: Path) -> None:
         archive: Where the image is written to, in Docker's format.
     """
     whole_name = f"docker.io/library/{IMAGE}"
-    directory = archive.parent / "engine"
-    directory.mkdir()
-    with engine(directory) as own:
+    with running_engine() as own:
         own.load(base_archive(), NAME, *CHANGES)
         own.build(ROOT, whole_name)
         own.run("buildah", "push", whole_name, f"docker-archive:{archive}:{whole_name}", seconds=BUILD_SECONDS)

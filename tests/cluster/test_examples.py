@@ -18,10 +18,25 @@ CANNOT_RUN = {"sandbox": "no gVisor, and user namespaces need a newer runtime"}
 """Examples whose pods are made, and then need of their node what it may not have."""
 
 
+CLASSES: tuple[Manifest, ...] = (
+    {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "gvisor"}, "handler": "runsc"},
+    {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "high"}, "value": 1000},
+)
+"""What values refer to, and a pod is refused without."""
+
+
 @pytest.fixture(scope="module", autouse=True)
-def definitions(cluster: Cluster) -> Iterator[None]:
+def taken_for_granted(cluster: Cluster) -> Iterator[None]:
+    """The definitions of custom resources, and the classes."""
+    missing = [it for it in CLASSES if cluster.run("get", it["kind"], it["metadata"]["name"]).returncode]
     with defined(cluster):
-        yield
+        try:
+            for manifest in missing:
+                cluster.apply(manifest)
+            yield
+        finally:
+            for manifest in missing:
+                cluster.kubectl("delete", manifest["kind"], manifest["metadata"]["name"], "--ignore-not-found")
 
 
 @pytest.fixture
@@ -87,9 +102,6 @@ def prepare(namespace: Namespace) -> None:
     """What the examples take for granted."""
     namespace.secret("model-provider", **{"api-key": "secret"})
     namespace.secret("otlp", headers="authorization=secret")
-    namespace.cluster.apply(
-        {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "gvisor"}, "handler": "runsc"}
-    )
 
 
 def test_a_network_policy_is_taken_and_kept_as_it_was_written(namespace: Namespace) -> None:
