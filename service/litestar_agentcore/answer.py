@@ -21,6 +21,7 @@ from litestar_agentcore.errors import (
     status_of,
 )
 from litestar_agentcore.gathered_writes import gather, writes_to_server
+from litestar_agentcore.lost_connections import server_cycle
 from litestar_agentcore.protocol.context import RequestValues
 from litestar_agentcore.protocol.headers import response_headers
 from litestar_agentcore.protocol.models import (
@@ -124,8 +125,12 @@ class Answer(Running):
         running.add(self)
 
     def close_connection(self) -> None:
-        """Have the client not use its connection again: the next one leads to another process."""
-        self._headers.append(CLOSE)
+        """Have the client use another connection the next time, which leads to another process."""
+        if not self.started:
+            if CLOSE not in self._headers:
+                self._headers.append(CLOSE)
+        elif (cycle := server_cycle(self._send)) is not None:
+            cycle.keep_alive = False  # uvicorn's own way, when it is told to end amid an answer
 
     def end(self) -> None:
         """List it no longer, and give its place up, unless its handler still runs."""

@@ -130,6 +130,8 @@ class InvocationExchange:
         answer = self.answer_type(
             scope, send, headers, record, values, agent.running, loop, agent.settings.expose_errors
         )
+        if agent.shutting_down:
+            answer.close_connection()
         kept = None
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)
@@ -213,8 +215,6 @@ class InvocationExchange:
             keep_body(scope, body)
             context = request.values.context(agent_request(scope, partial(disconnects.has_left, answer)))
         outcome = await self._outcome(handler, payload, context, disconnects, receive, answer)
-        if agent.shutting_down:
-            answer.close_connection()
         if isinstance(outcome, bytes):
             await answer.value(outcome)
         elif isinstance(outcome, EventStream):

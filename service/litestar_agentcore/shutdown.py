@@ -111,6 +111,8 @@ class Shutdown:
 
     def _begin(self, loop: asyncio.AbstractEventLoop, number: int, server: SignalHandler) -> None:
         if self._draining is None:
+            for running in list(self._agent.running):
+                running.close_connection()
             self._draining = loop.create_task(self._drain(number, server))
         elif self._draining.done():  # the server was told, and is told again
             server(number, None)

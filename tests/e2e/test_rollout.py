@@ -1,5 +1,6 @@
 """Rollouts of what the image runs, as Kubernetes does them with the chart's values: nobody notices."""
 
+import http.client
 import json
 import os
 import random
@@ -13,7 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -371,6 +372,34 @@ def test_clients_that_did_not_hear_of_it_are_told_to_ask_elsewhere(directory: Pa
             assert refused.headers["connection"] == "close"
         assert pod.process.wait(PATIENCE) == 0
         assert (directory / "done").read_text() == "long\n"
+
+
+def test_clients_that_keep_their_connections_connect_anew_before_they_could_be_refused(directory: Path) -> None:
+    """The Service of a cluster leads a connection that is kept to the same pod for ever."""
+    shutdown = Shutdown(delay=3, grace=60, margin=10)
+    with ready_pod(directory, shutdown) as pod, ExitStack() as stack:
+        connections = [http.client.HTTPConnection("127.0.0.1", pod.port, timeout=PATIENCE) for _ in range(3)]
+        idle, answering, streaming = (stack.enter_context(closing(connection)) for connection in connections)
+        ask = {"do": "answer", "seconds": 0.0}
+        for connection in connections:
+            connection.request("POST", "/invocations", json.dumps(ask))
+            answer = connection.getresponse()
+            assert (answer.status, answer.read(), answer.getheader("connection")) == (200, b'"done"', None)
+        answering.request("POST", "/invocations", json.dumps(ask | {"seconds": 1.0}))
+        streaming.request("POST", "/invocations", json.dumps({"do": "stream", "seconds": 5.0}))
+        events = streaming.getresponse()
+        assert events.getheader("connection") is None
+        pod.process.terminate()
+        began = time.monotonic()
+        assert answering.getresponse().getheader("connection") == "close"
+        idle.request("POST", "/invocations", json.dumps(ask))
+        answer = idle.getresponse()
+        assert (answer.status, answer.getheader("connection")) == (200, "close")
+        assert time.monotonic() - began < shutdown.delay
+        assert events.read().endswith(b"data: 19\n\n")
+        assert time.monotonic() - began > shutdown.delay, "the stream was to outlast it"
+        assert streaming.sock.recv(1) == b"", "the connection is not closed"
+        assert pod.process.wait(PATIENCE) == 0
 
 
 def test_the_margin_of_the_chart_is_enough_for_everything_that_can_go_wrong_at_once(directory: Path) -> None:
