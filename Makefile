@@ -56,6 +56,7 @@ e2e: $(VENV)/.installed-e2e
 # control groups of version 1: of Go modules (a quarter of an hour or more, once) and of Debian's containerd,
 # containernetworking-plugins, iproute2, iptables, procps, runc and util-linux.
 cluster: $(VENV)/.installed-e2e
+	@test -n "$$KUBECONFIG" || $(BIN)/python -m tests.cluster.local build
 	$(BIN)/python -m pytest tests/cluster
 
 $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt

@@ -54,8 +54,8 @@ def binaries() -> Path:
             if not (target / name).exists():
                 _build(target / name, package)
         for name in KUBERNETES:
-            (target / name).unlink(missing_ok=True)
-            (target / name).symlink_to("kubernetes")
+            if not (target / name).exists():
+                (target / name).symlink_to("kubernetes")
     return target
 
 

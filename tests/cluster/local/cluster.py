@@ -117,7 +117,7 @@ def _start(stack: ExitStack, programs: Path, directory: Path) -> None:
     stack.callback(outside.stop)
     network = _Network(outside)
     stack.callback(network.close)
-    stack.callback(_remove_cgroups, network.name)
+    stack.callback(remove_cgroups, network.name)
     plane = ControlPlane(outside, programs, directory / "control-plane", network.address(2))
     plane.start()
     nodes = []
@@ -136,11 +136,13 @@ def _start(stack: ExitStack, programs: Path, directory: Path) -> None:
         for node in nodes:
             load(node.namespace.pid, image)
     kubectl: list[str | Path] = [programs / "kubectl", f"--kubeconfig={kubeconfig}"]
-    run(*kubectl, "apply", *(f"--filename={Path(__file__).parent / f'{program}.yaml'}" for program in ADDONS))
     waiting = [*kubectl, "wait", f"--timeout={PATIENCE - 10:g}s"]
     run(*waiting, "--for=create", *(f"node/{node.namespace.name}" for node in nodes))
     run(*waiting, "--for=condition=Ready", "nodes", "--all")
-    run(*waiting, "--for=condition=Available", "--namespace=kube-system", *(f"deployment/{name}" for name in ADDONS))
+    run(*kubectl, "apply", *(f"--filename={Path(__file__).parent / f'{program}.yaml'}" for program in ADDONS))
+    for program in ADDONS:
+        status = ["rollout", "status", f"daemonset/{program}", "--namespace=kube-system"]
+        run(*kubectl, *status, f"--timeout={PATIENCE - 10:g}s")
     run(*waiting, "--for=condition=Available", "apiservices", "--all")
     state = {"pid": os.getpid(), "programs": str(programs), "nodes": [node.namespace.pid for node in nodes]}
     (directory / "cluster.json").write_text(json.dumps(state))
@@ -211,7 +213,8 @@ def _check_machine(directory: Path) -> None:
         raise ClusterError(f"{directory}: a node has a /var and a /run of its own, so that it would not see it")
 
 
-def _remove_cgroups(name: str) -> None:
+def remove_cgroups(name: str) -> None:
+    """Remove a cluster's control groups, whose processes have ended or are about to."""
     deadline = time.monotonic() + PATIENCE
     for controller in CGROUPS.iterdir():
         for directory, _, _ in os.walk(controller / name, topdown=False):

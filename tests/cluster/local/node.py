@@ -1,6 +1,7 @@
 """A machine of the cluster: containerd, the kubelet and kube-proxy in namespaces of their own."""
 
 import json
+import os
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -15,6 +16,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 PLUGINS = "/usr/lib/cni"
 PAUSE_IMAGE = "localhost/pause:1"
 SOCKET = "/run/containerd/containerd.sock"
+
+SHARES_OF_A_CPU = 1024
 
 KERNEL_SETTINGS = {
     "vm/overcommit_memory": 1,
@@ -93,14 +96,19 @@ class Node:
             stand_in = self._write(f"sysctl/{name}", f"{value}\n")
             run_in("mount", "--bind", stand_in, f"/proc/sys/{name}")
         for controller in CGROUPS.iterdir():
-            (controller / self._cgroup).mkdir(parents=True)
+            (controller / self._cgroup).mkdir(parents=True, exist_ok=True)  # one that was killed left it
+        # What the kubelet gives to all its pods, and would else be cut to the share of a single process.
+        shares = str(SHARES_OF_A_CPU * (os.cpu_count() or 1))
+        group = CGROUPS / "cpu" / self._cgroup
+        for level in (group, group.parent):
+            (level / "cpu.shares").write_text(shares)
         # Traffic between pods that a service's address was put into has to come back through kube-proxy's rules.
         run_in("sysctl", "--quiet", "--write", "net.bridge.bridge-nf-call-iptables=1", "net.ipv4.ip_forward=1")
         masquerade = ["--source", pods_of(self.number), "!", "--destination", PODS, "--jump", "MASQUERADE"]
         run_in("iptables", "--table", "nat", "--append", "POSTROUTING", *masquerade)
 
     def _containerd(self) -> str:
-        # No process here may raise a score of its own, nor a limit.
+        # A root without CAP_SYS_RESOURCE may not make the kernel spare a process where memory runs out.
         return dedent(f"""\
             version = 2
             root = "/var/lib/containerd"
