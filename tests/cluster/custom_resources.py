@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -52,7 +53,7 @@ def defined(cluster: Cluster) -> Iterator[None]:
         for name in missing:
             cluster.apply(definition(name))
         for name in missing:
-            eventually(lambda name=name: is_established(cluster, name), f"{name} is known")
+            eventually(partial(is_established, cluster, name), f"{name} is known")
         yield
     finally:
         for name in missing:
