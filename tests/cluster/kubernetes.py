@@ -195,6 +195,12 @@ class Release:
         return f"http://{self.full_name}.{self.namespace.name}.svc:8080"
 
     @property
+    def address(self) -> str:
+        """The same without its name, for those who do not try the cluster's DNS."""
+        address = self.namespace.get("service", self.full_name)["spec"]["clusterIP"]
+        return f"http://[{address}]:8080" if ":" in address else f"http://{address}:8080"
+
+    @property
     def selector(self) -> str:
         return f"app.kubernetes.io/instance={self.name}"
 
@@ -371,7 +377,7 @@ class Client:
         """Call a release as long as the block lasts."""
         load = Load()
         with subprocess.Popen(
-            self.namespace.command(*self.program("load", release.url, self.report)),
+            self.namespace.command(*self.program("load", release.address, self.report)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -420,14 +426,10 @@ def watched_pods(release: Release) -> Iterator[dict[str, Manifest]]:
     ) as process:
 
         def read() -> None:
-            decoder, text = json.JSONDecoder(), ""
             assert process.stdout
             for line in process.stdout:
-                text += line
-                if line.startswith("}"):  # nothing within an event stands at the line's beginning
-                    event, _ = decoder.raw_decode(text)
-                    text = ""
-                    seen[event["object"]["metadata"]["name"]] = event["object"]
+                pod = json.loads(line)["object"]
+                seen[pod["metadata"]["name"]] = pod
 
         reader = threading.Thread(target=read, name="watched-pods")
         reader.start()
