@@ -139,4 +139,4 @@ def test_a_drain_takes_one_pod_after_the_other_and_no_request_fails(namespace: N
     eventually(lambda: len(release.ready_pods()) == 2, "both places are taken")
     assert not set(release.ready_pods()) & on_node
     assert load.failures == []
-    assert set(load.tasks) == set(client.reports())
+    eventually(lambda: set(load.tasks) == set(client.reports()), "every task is done")

@@ -62,7 +62,7 @@ def test_upgrades_under_load_fail_no_request_cut_no_stream_and_lose_no_task(name
     met = met_by_the_end_of_their_pod(load, pods)
     print(f"begun before their pod was told to end, and finished after: {dict(met)}")
     assert load.failures == []
-    assert set(load.tasks) == set(client.reports())
+    eventually(lambda: set(load.tasks) == set(client.reports()), "every task is done")
     ended = {name: pod for name, pod in pods.items() if name not in last}
     assert len(ended) == 2 * ROLLOUTS
     assert {tuple(exit_codes(pod)) for pod in ended.values()} == {(0,)}
