@@ -1,7 +1,7 @@
 """The cluster that the tests run in: the one that ``KUBECONFIG`` names, or one that is made for them.
 
 Into a cluster that is there already an image comes by the command in ``CLUSTER_LOAD_IMAGE``, to which the archive's
-path is appended, such as ``kind load image-archive``.
+path is appended, such as ``kind load image-archive``; or ``CLUSTER_IMAGE`` names one that its nodes have, or can pull.
 """
 
 import os
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import kubernetes
+from tests.cluster.images import IMAGE, build_archive
 from tests.cluster.local.cluster import Cluster, running
 from tests.cluster.local.errors import ClusterError
 
@@ -64,3 +66,20 @@ def load_image(own_cluster: Cluster | None) -> Callable[[Path], None]:
         subprocess.run([*command, archive], check=True)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def image(load_image: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The service's image, which every node has: the one that ``CLUSTER_IMAGE`` names, or one that is built."""
+    if there := os.environ.get("CLUSTER_IMAGE"):
+        return there
+    archive = tmp_path_factory.mktemp("image") / "image.tar"
+    build_archive(archive)
+    load_image(archive)
+    return IMAGE
+
+
+@pytest.fixture(scope="session")
+def cluster(kubeconfig: Path, kubectl: Path, image: str) -> kubernetes.Cluster:
+    """The cluster, with the image in it."""
+    return kubernetes.Cluster(kubeconfig, str(kubectl), image)

@@ -59,6 +59,9 @@ class Running:
         """Whether it is only there for what its handler still does."""
         return self._work is not None
 
+    def close_connection(self) -> None:
+        """Have its client use the connection for nothing else, where it could. On the loop that serves it."""
+
     def expire(self, *, stopped: bool = False) -> None:
         """End it: the service's time to shut down is over. From any thread.
 
