@@ -5,7 +5,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -96,12 +95,8 @@ def met_by_the_end_of_their_pod(load: Load, pods: dict[str, Any]) -> Counter[str
     """How many of each kind began before their pod was told to end, and were done after that."""
     met: Counter[str] = Counter()
     for kind, began, took, pod, _ in load.done:
-        metadata = pods[pod]["metadata"]
-        if "deletionTimestamp" in metadata:
-            # It is when the pod would be killed.
-            killed = datetime.fromisoformat(metadata["deletionTimestamp"]).timestamp()
-            told = killed - metadata["deletionGracePeriodSeconds"]
-            met[kind] += began < told < began + took
+        if "toldToEnd" in pods[pod]:
+            met[kind] += began < pods[pod]["toldToEnd"] < began + took
     return met
 
 
