@@ -364,6 +364,10 @@ class Client:
         assert answer["status"] == 200, answer
         return json.loads(answer["body"])
 
+    def wait_for_version(self, release: Release, version: int) -> None:
+        """Ask until the Service leads to a version: it may lead to a pod that is told to end for a moment more."""
+        eventually(lambda: self.invoke(release)["version"] == version, f"version {version} answers", 30)
+
     def converse(self, release: Release, *messages: str) -> list[Any]:
         """What the agent says to messages on a WebSocket."""
         return [json.loads(line) for line in self.run("converse", release.url, *messages).splitlines()]

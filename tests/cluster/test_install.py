@@ -166,7 +166,7 @@ def test_api_keys_come_from_a_secret_and_helm_test_has_one(namespace: Namespace)
 def test_several_workers_answer_as_one(namespace: Namespace) -> None:
     client, release = Client.started(namespace), Release(namespace)
     release.install({"agent": {"workers": 2}}, agent_source())
-    assert client.invoke(release)["version"] == 0
+    client.wait_for_version(release, 0)
     assert "agentcore_invocations_total" in client.call(release.url, "GET", "/metrics")["body"]
     pod = release.pod()["metadata"]["name"]
     namespace.kubectl("delete", "pod", pod, "--wait=false")
@@ -177,9 +177,9 @@ def test_a_rollback_brings_the_agent_of_before_back(namespace: Namespace) -> Non
     client, release = Client.started(namespace), Release(namespace)
     release.install(agent_source(1))
     release.upgrade(agent_source(2))
-    assert client.invoke(release)["version"] == 2
+    client.wait_for_version(release, 2)
     release.rollback()
-    assert client.invoke(release)["version"] == 1
+    client.wait_for_version(release, 1)
 
 
 def test_an_upgrade_to_an_agent_that_does_not_start_fails_and_those_of_before_serve_on(namespace: Namespace) -> None:
@@ -195,7 +195,7 @@ def test_an_upgrade_to_an_agent_that_does_not_start_fails_and_those_of_before_se
         ),
         "the new pod's log says why it does not start",
     )
-    assert client.invoke(release)["version"] == 1
+    client.wait_for_version(release, 1)
     # And where one of them starts anew meanwhile, it is with its own files.
     (old,) = [pod for pod in release.pods() if is_ready(pod)]
     name = old["metadata"]["name"]
@@ -204,7 +204,7 @@ def test_an_upgrade_to_an_agent_that_does_not_start_fails_and_those_of_before_se
     eventually(lambda: name in release.ready_pods(), "it is ready again")
     assert client.invoke(release) == {"version": 1, "pod": name}
     release.rollback()
-    assert client.invoke(release)["version"] == 1
+    client.wait_for_version(release, 1)
 
 
 def test_an_upgrade_that_changes_nothing_rolls_nothing(namespace: Namespace) -> None:
