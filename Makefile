@@ -54,7 +54,7 @@ e2e: $(VENV)/.installed-e2e
 # The chart in Kubernetes. KUBECONFIG names the cluster, and CLUSTER_LOAD_IMAGE a command that loads an image's archive into
 # it, such as `kind load image-archive`. Where there is no KUBECONFIG, root has a cluster made on this machine, which has
 # control groups of version 1: of Go modules (a quarter of an hour or more, once) and of Debian's containerd,
-# containernetworking-plugins, iproute2, iptables, procps, runc and util-linux.
+# containernetworking-plugins, iproute2, ipset, iptables, procps, runc and util-linux.
 cluster: $(VENV)/.installed-e2e
 	@test -n "$$KUBECONFIG" || $(BIN)/python -m tests.cluster.local build
 	$(BIN)/python -m pytest tests/cluster

@@ -1326,11 +1326,20 @@ def test_helm_test_passes_where_the_agent_answers_and_fails_where_it_does_not() 
     with quick_start() as agent:
         good = helm_test(agent, {})
         bad = helm_test(agent, {"helmTest": {"payload": {"prompt": 1}}})
-    gone = helm_test(Server(free_port()), {})
+    gone = helm_test(Server(free_port()), {"helmTest": {"timeoutSeconds": 1}})
     assert (good.returncode, good.stderr) == (0, "")
     assert "You said: hello" in good.stdout
     assert (bad.returncode, "400: " in bad.stderr) == (1, True)
     assert (gone.returncode, "cannot be reached" in gone.stderr) == (1, True)
+
+
+def test_helm_test_waits_until_the_agent_can_be_reached() -> None:
+    port = free_port()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(helm_test, Server(port), {})
+        with run(litestar_run("app", port), port):
+            done = waiting.result()
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_helm_test_has_credentials_or_sees_that_they_are_needed(

@@ -20,6 +20,7 @@ PACKAGES = {
     "kubernetes": "./kubernetes",
     "etcd": "go.etcd.io/etcd/server/v3",
     "coredns": "./coredns",
+    "kube-router": "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
     "metrics-server": "sigs.k8s.io/metrics-server/cmd/metrics-server",
 }
 

@@ -28,6 +28,7 @@ NEEDED = {
     "containerd": ("containerd", "ctr"),
     "containernetworking-plugins": (f"{PLUGINS}/bridge",),
     "iproute2": ("ip",),
+    "ipset": ("ipset",),
     "iptables": ("iptables",),
     "procps": ("sysctl",),
     "runc": ("runc",),
@@ -139,6 +140,8 @@ def _start(stack: ExitStack, programs: Path, directory: Path) -> None:
     waiting = [*kubectl, "wait", f"--timeout={PATIENCE - 10:g}s"]
     run(*waiting, "--for=create", *(f"node/{node.namespace.name}" for node in nodes))
     run(*waiting, "--for=condition=Ready", "nodes", "--all")
+    for node in nodes:
+        node.enforce_policies(plane.authority, plane.server)
     run(*kubectl, "apply", *(f"--filename={Path(__file__).parent / f'{program}.yaml'}" for program in ADDONS))
     for program in ADDONS:
         status = ["rollout", "status", f"daemonset/{program}", "--namespace=kube-system"]

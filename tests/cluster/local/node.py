@@ -1,4 +1,4 @@
-"""A machine of the cluster: containerd, the kubelet and kube-proxy in namespaces of their own."""
+"""A machine of the cluster: containerd, the kubelet and what does its networking, in namespaces of their own."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from tests.cluster.local.addresses import DNS_SERVICE, DOMAIN, PODS, pods_of
+from tests.cluster.local.addresses import DNS_SERVICE, DOMAIN, PODS, SERVICES, pods_of
 from tests.cluster.local.certificates import Authority
 from tests.cluster.local.errors import ClusterError
 from tests.cluster.local.images import archive
@@ -74,6 +74,16 @@ class Node:
         kubeconfig = authority.kubeconfig(self._directory / "kube-proxy.kubeconfig", server, proxy_user)
         config = self._write("kube-proxy.yaml", json.dumps(self._proxy(kubeconfig)))
         self.namespace.start(self._programs / "kube-proxy", f"--config={config}")
+
+    def enforce_policies(self, authority: Authority, server: str) -> None:
+        """Have its pods' traffic follow the NetworkPolicies, once it has registered itself."""
+        config = authority.kubeconfig(
+            self._directory / "kube-router.kubeconfig", server, "kube-router", "system:masters"
+        )
+        firewall_alone = ["--run-firewall=true", "--run-router=false", "--run-service-proxy=false"]
+        about_itself = [f"--kubeconfig={config}", f"--hostname-override={self.namespace.name}", "--metrics-port=0"]
+        networks = ["--enable-ipv6=false", f"--service-cluster-ip-range={SERVICES}"]
+        self.namespace.start(self._programs / "kube-router", *firewall_alone, *about_itself, *networks)
 
     def _has_containerd(self) -> bool:
         try:

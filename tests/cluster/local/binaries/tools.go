@@ -4,6 +4,7 @@
 package tools
 
 import (
+	_ "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router"
 	_ "go.etcd.io/etcd/server/v3"
 	_ "sigs.k8s.io/metrics-server/cmd/metrics-server"
 )
