@@ -1,7 +1,7 @@
 """A container engine of the tests' own: buildah and podman, with runc, apart from whatever this machine runs.
 
-It lives in namespaces (mounts, processes, network) that end with it, however the tests end: no container, image, mount or
-network outlives them, and the ports of its network are all free. Images and containers are kept in memory.
+It lives in namespaces (mounts, processes, network) that end with it, however the tests end: no container, image, mount
+or network outlives them, and the ports of its network are all free. Images and containers are kept in memory.
 """
 
 import ast
@@ -107,12 +107,20 @@ class Container:
     Args:
         engine: Who runs it.
         name: Its name.
+        id: What the engine calls it.
         port: The port of the engine's network that has been published for its 8080.
     """
 
     engine: "Engine"
     name: str
+    id: str
     port: int
+
+    def start(self) -> None:
+        """Start it."""
+        # conmon 2.1.6 leaves a note on memory that ran out where it is started, and podman 4.3 looks for it here.
+        directory = DIRECTORY / "storage/overlay-containers" / self.id / "userdata"
+        self.engine.run("env", f"--chdir={directory}", "podman", "start", self.name)
 
     def ask(
         self, path: str, payload: object = None, headers: Mapping[str, str] | None = None, timeout: float = PATIENCE
@@ -319,12 +327,9 @@ class Engine:
     def create(self, image: str, *options: str, command: tuple[str, ...] = ()) -> Container:
         """Make a container, with its 8080 published, and start nothing."""
         number = next(self._numbers)
-        container = Container(self, f"test-{number}", 20_000 + number)
-        self.podman(
-            *["create", f"--name={container.name}", f"--publish=127.0.0.1:{container.port}:8080"],
-            *[*options, image, *command],
-        )
-        return container
+        name, port = f"test-{number}", 20_000 + number
+        created = self.podman("create", f"--name={name}", f"--publish=127.0.0.1:{port}:8080", *options, image, *command)
+        return Container(self, name, created.strip(), port)
 
     @contextmanager
     def running(self, image: str, *options: str, command: tuple[str, ...] = ()) -> Iterator[Container]:
@@ -337,7 +342,7 @@ class Engine:
         """
         container = self.create(image, *options, command=command)
         try:
-            self.podman("start", container.name)
+            container.start()
             wait_until(
                 lambda: container.answers() or container.state["Status"] == "exited",
                 lambda: f"it does not answer\n{container.log()}",

@@ -224,12 +224,10 @@ def test_the_labels_say_what_this_is(engine: Engine) -> None:
     assert labels[f"{LABEL}description"]
 
 
-def test_a_new_commit_costs_labels_and_no_layer(engine: Engine) -> None:
-    given = {"VERSION": "2.0.0", "SOURCE": "https://example.com/agent", "REVISION": "abc"}
-    engine.build(ROOT, "relabelled", *(f"--build-arg={name}={value}" for name, value in given.items()))
-    labels = engine.image("relabelled")["Labels"]
-    assert {LABEL + name.lower(): value for name, value in given.items()}.items() <= labels.items()
-    assert layers(engine, "relabelled") == layers(engine, IMAGE)
+def test_a_new_commit_costs_labels_and_no_layer() -> None:
+    last = STEPS[max(index for index, (name, _) in enumerate(STEPS) if name == "FROM") :]
+    names = [name for name, _ in last]
+    assert not {"RUN", "COPY", "ADD", "WORKDIR"} & set(names[names.index("ARG") :])
 
 
 def test_a_new_release_of_the_service_costs_its_own_small_layer(engine: Engine, tmp_path: Path) -> None:
@@ -239,12 +237,14 @@ def test_a_new_release_of_the_service_costs_its_own_small_layer(engine: Engine, 
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "service/litestar_agentcore/version.py").open("a") as file:
         file.write('NEXT = "1"\n')
-    engine.build(tmp_path, "next")
+    given = {"VERSION": "2.0.0", "SOURCE": "https://example.com/agent", "REVISION": "abc"}
+    engine.build(tmp_path, "next", *(f"--build-arg={name}={value}" for name, value in given.items()))
     before, after = layers(engine, IMAGE), layers(engine, "next")
-    base, bytecode, dependencies, service, *_ = before
-    assert after[:3] == [base, bytecode, dependencies]
-    assert after[3] != service
+    assert after[:3] == before[:3]  # the base, the standard library's bytecode, the dependencies
+    assert after[3] != before[3]
     assert sum(sizes(engine, "next")[2:]) < SERVICE_LIMIT
+    labels = engine.image("next")["Labels"]
+    assert {LABEL + name.lower(): value for name, value in given.items()}.items() <= labels.items()
 
 
 def test_what_the_image_adds_to_its_base_is_small(engine: Engine) -> None:
@@ -515,7 +515,9 @@ def test_a_worker_that_eats_the_memory_is_replaced_and_its_counters_stay(engine:
         wait_until(lambda: "died" in container.log(), container.log)
         wait_until(container.answers, container.log)
         metrics = container.ask("/metrics")[1]
-        assert total(metrics, "agentcore_invocations_total", outcome="ok") == 5
+        assert total(metrics, "agentcore_invocations_total", outcome="ok") == 5, (
+            f"{answers}\n{container.log()}\n{metrics}"
+        )
         assert total(metrics, "agentcore_invocations_in_progress") == 0
         assert container.invoke({})[0] == 200
         assert container.state["Status"] == "running"
