@@ -32,7 +32,7 @@ OPTIONS = (
     '--extract-hook=cd "$1" && rm -r usr/share/doc usr/share/info usr/share/locale usr/share/man',
     '--extract-hook=cd "$1" && for name in passwd group; do cp usr/share/base-passwd/$name.master etc/$name; done',
     # Python is where the published image has it.
-    '--extract-hook=mkdir -p "$1/usr/local/bin" && cd "$1/usr/local/bin" && ln -s ../../bin/python3 . && ln -s python3 python',
+    '--extract-hook=mkdir -p "$1/usr/local/bin" && ln -s ../../bin/python3 "$1/usr/local/bin/python"',
     # Where builds find what this machine has of these.
     '--extract-hook=cd "$1/etc" && touch pip.conf ssl/certs/ca-certificates.crt',
 )

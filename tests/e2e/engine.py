@@ -24,7 +24,7 @@ import pytest
 
 from tests.e2e.executables import executable
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds after which what should have happened long ago counts as not happening."""
 
 BUILD_SECONDS = 900.0
