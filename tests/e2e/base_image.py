@@ -28,7 +28,7 @@ OPTIONS = (
     "--quiet",
     "--variant=extract",  # whose packages run nothing, so that one for another architecture takes no longer
     "--include=?essential",
-    "--include=python3,python3-venv",
+    "--include=apt,ca-certificates,netbase,python3,python3-venv,tzdata",  # as far as the published image has them
     '--extract-hook=cd "$1" && rm -r usr/share/doc usr/share/info usr/share/locale usr/share/man',
     '--extract-hook=cd "$1" && for name in passwd group; do cp usr/share/base-passwd/$name.master etc/$name; done',
     # Python is where the published image has it.

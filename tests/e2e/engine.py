@@ -27,7 +27,7 @@ from tests.e2e.executables import executable
 PATIENCE = 120.0
 """Seconds after which what should have happened long ago counts as not happening."""
 
-BUILD_SECONDS = 900.0
+BUILD_SECONDS = 3600.0
 
 COMMANDS = {
     "buildah": "buildah",
@@ -44,6 +44,8 @@ NETWORK_PLUGIN = Path("/usr/lib/cni/bridge")
 
 DIRECTORY = Path("/run/engine")
 """Where it keeps everything, inside the namespaces."""
+
+CGROUPS = Path("/sys/fs/cgroup")
 
 NAMESPACE = f"""\
 set -e
@@ -195,10 +197,12 @@ class Engine:
 
     Args:
         process: The first process of the namespaces, as this machine counts.
+        cgroup: Below which control group the containers' own are.
     """
 
-    def __init__(self, process: int) -> None:
-        self._process = process
+    def __init__(self, process: int, cgroup: str) -> None:
+        self.process = process
+        self._cgroup = cgroup
         self._numbers = count(1)
         self._environment = {
             "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
@@ -227,7 +231,7 @@ class Engine:
         self._write("registries.conf", "unqualified-search-registries = []\n")
 
     def _write(self, name: str, text: str) -> Path:
-        Path(f"/proc/{self._process}/root{DIRECTORY / name}").write_text(text)
+        Path(f"/proc/{self.process}/root{DIRECTORY / name}").write_text(text)
         return DIRECTORY / name
 
     def run(self, *command: str, stdin: str = "", seconds: float = PATIENCE, network: bool = True) -> str:
@@ -244,7 +248,7 @@ class Engine:
         """
         namespaces = ["--mount", "--pid", *(["--net"] if network else [])]
         done = subprocess.run(
-            ["nsenter", f"--target={self._process}", *namespaces, "--", *command],
+            ["nsenter", f"--target={self.process}", *namespaces, "--", *command],
             input=stdin,
             capture_output=True,
             text=True,
@@ -320,7 +324,7 @@ class Engine:
         """An image's file system, where commands in the namespaces find it."""
         mount = self.podman("image", "mount", name).strip()
         try:
-            yield Path(f"/proc/{self._process}/root{mount}")
+            yield Path(f"/proc/{self.process}/root{mount}")
         finally:
             self.podman("image", "unmount", name)
 
@@ -328,7 +332,8 @@ class Engine:
         """Make a container, with its 8080 published, and start nothing."""
         number = next(self._numbers)
         name, port = f"test-{number}", 20_000 + number
-        created = self.podman("create", f"--name={name}", f"--publish=127.0.0.1:{port}:8080", *options, image, *command)
+        own = (f"--name={name}", f"--publish=127.0.0.1:{port}:8080", f"--cgroup-parent=/{self._cgroup}")
+        created = self.podman("create", *own, *options, image, *command)
         return Container(self, name, created.strip(), port)
 
     @contextmanager
@@ -370,13 +375,17 @@ def running_engine() -> Iterator[Engine]:
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
+        cgroup = f"litestar-agentcore-{process.pid}"
         try:
             said = process.stdout.readline()
             assert said == "ready\n", said + process.stdout.read()
             (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            own = Engine(int(first))
-            yield own
-            own.podman("rm", "--all", "--force", "--time=0")
+            yield Engine(int(first), cgroup)
         finally:
-            process.kill()
+            process.stdin.close()  # which ends the first process, and with it all others
+            process.wait(PATIENCE)
+            for directory in (*CGROUPS.glob(cgroup), *CGROUPS.glob(f"*/{cgroup}")):
+                for path, _, _ in os.walk(directory, topdown=False):
+                    Path(path).rmdir()

@@ -38,7 +38,10 @@ LOCK = ROOT / "requirements/runtime.txt"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 LABEL = "org.opencontainers.image."
 
-HARDENED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")
+UNPRIVILEGED = ("--cap-drop=all", "--security-opt=no-new-privileges")
+
+HARDENED = ("--read-only", "--read-only-tmpfs=false", *UNPRIVILEGED)
+"""No place to write to: podman makes even ``/dev/shm`` read-only, which Docker and Kubernetes leave writable."""
 
 
 def instructions(dockerfile: str) -> list[tuple[str, str]]:
@@ -295,7 +298,8 @@ def test_the_service_is_installed_and_not_linked(engine: Engine) -> None:
         assert (packages / "agentcore_telemetry/spans.py").exists()
         assert not (packages / "tests").exists()
         assert (root / "opt/venv/bin/litestar-agent").exists()
-    assert engine.podman("run", "--rm", "--network=none", IMAGE, "pip", "check") == "No broken requirements found.\n"
+    with engine.running(IMAGE) as container:
+        assert container.execute("pip", "check") == "No broken requirements found.\n"
 
 
 # -- The container
@@ -466,6 +470,13 @@ def test_the_grpc_exporter_works_once_it_is_installed(engine: Engine, grpc_image
         assert container.invoke({}) == (200, '{"grpc":"grpc"}')
 
 
+def test_a_build_that_cannot_reach_the_index_says_so(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nUSER root\nRUN pip install six\n")
+    nowhere = {"index-url": "http://127.0.0.1:1/simple", "retries": "0"}
+    with pytest.raises(pytest.fail.Exception, match="could not reach its package index"):
+        engine.build(tmp_path, "unreachable", pip=nowhere)
+
+
 # -- Memory
 
 LIMIT = 320 * 2**20
@@ -477,7 +488,8 @@ TOO_MUCH = {"bytes": 2 * LIMIT}
 
 
 def limited(engine: Engine, image: str, *command: str) -> AbstractContextManager[Container]:
-    return engine.running(image, *HARDENED, f"--memory={LIMIT}", f"--memory-swap={LIMIT}", command=command)
+    memory = (f"--memory={LIMIT}", f"--memory-swap={LIMIT}")
+    return engine.running(image, "--read-only", *UNPRIVILEGED, *memory, command=command)
 
 
 def total(exposition: str, name: str, **labels: str) -> float:
@@ -517,6 +529,7 @@ def test_a_worker_that_eats_the_memory_is_replaced_and_its_counters_stay(engine:
         assert total(metrics, "agentcore_invocations_total", outcome="ok") == 5, (
             f"{answers}\n{container.log()}\n{metrics}"
         )
+        assert total(metrics, "agentcore_invocations_total") == 5
         assert total(metrics, "agentcore_invocations_in_progress") == 0
         assert container.invoke({})[0] == 200
         assert container.state["Status"] == "running"
