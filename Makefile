@@ -4,6 +4,7 @@
 # make cluster  the chart in the cluster that KUBECONFIG names, or in one that is made for it; see docs/kubernetes.md
 # make bench  the benchmarks against the peers; needs wrk and Node.js
 # make clients  AWS's clients for Python, JavaScript, Go and Java; needs Node.js with npm, Go, and a JDK with Maven
+# make image  builds and runs the image with buildah and podman, and prints its figures; make arm64 the same under QEMU; as root
 # make docs   the documentation as a site, in build/docs; make reference writes docs/settings.md
 # make reliability  overload, faults, ends and a long load, ours and the official SDK; an hour
 
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e cluster bench clients reliability fuzz audit pictures dashboards docs reference lock clean
+.PHONY: run test lint types e2e cluster bench clients reliability fuzz audit image arm64 pictures dashboards docs reference lock clean
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -46,7 +47,8 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# Needs prometheus, promtool, nginx, haproxy, bwrap, wrk, chromium, node and npm on the PATH; makes environments of its own for the peers, the tracing backend and Envoy.
+# Needs prometheus, promtool, nginx, haproxy, bwrap, wrk, chromium, node, npm, buildah, podman, runc, iptables and mmdebstrap on
+# the PATH, the CNI plugins, and root for the image; makes environments of its own for the peers, the tracing backend and Envoy.
 e2e: $(VENV)/.installed-e2e
 	$(BIN)/python -m pytest $(BESIDE) tests/e2e
 	$(BIN)/python -m pytest -m serial tests/e2e
@@ -66,6 +68,14 @@ $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 # What e2e does with AWS's clients, and the same with those of Go and Java.
 clients: $(VENV)/.installed-e2e
 	AWS_CLIENTS="boto3 npm go java" $(BIN)/python -m pytest tests/e2e/test_aws_clients.py
+
+# Build the image, start it, and print the figures of docs/container.md: its layers, times and memory. arm64 is emulated where the
+# machine is another; it needs qemu-aarch64-static (qemu-user-static) besides what e2e needs for the image, and ten minutes.
+image: $(INSTALLED)
+	$(BIN)/python -m tests.e2e.image_figures amd64
+
+arm64: $(INSTALLED)
+	$(BIN)/python -m tests.e2e.image_figures arm64
 
 # A quarter of an hour: every candidate, load and number of connections, five rounds each.
 bench: $(INSTALLED)

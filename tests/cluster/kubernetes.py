@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -363,6 +364,10 @@ class Client:
         assert answer["status"] == 200, answer
         return json.loads(answer["body"])
 
+    def wait_for_version(self, release: Release, version: int) -> None:
+        """Ask until the Service leads to a version: it may lead to a pod that is told to end for a moment more."""
+        eventually(lambda: self.invoke(release)["version"] == version, f"version {version} answers", 30)
+
     def converse(self, release: Release, *messages: str) -> list[Any]:
         """What the agent says to messages on a WebSocket."""
         return [json.loads(line) for line in self.run("converse", release.url, *messages).splitlines()]
@@ -415,7 +420,10 @@ class Load:
 
 @contextmanager
 def watched_pods(release: Release) -> Iterator[dict[str, Manifest]]:
-    """The last that was seen of each of a release's pods, by name, also of those that are gone."""
+    """The last that was seen of each of a release's pods, by name, also of those that are gone.
+
+    Those that were told to end have a field ``toldToEnd``, with the time in seconds since the epoch.
+    """
     seen: dict[str, Manifest] = {}
     with subprocess.Popen(
         release.namespace.command(
@@ -429,7 +437,13 @@ def watched_pods(release: Release) -> Iterator[dict[str, Manifest]]:
             assert process.stdout
             for line in process.stdout:
                 pod = json.loads(line)["object"]
-                seen[pod["metadata"]["name"]] = pod
+                name, metadata = pod["metadata"]["name"], pod["metadata"]
+                if "deletionTimestamp" in metadata:
+                    # When it will be killed; in the last event, when it was gone.
+                    killed = datetime.fromisoformat(metadata["deletionTimestamp"]).timestamp()
+                    told = killed - metadata["deletionGracePeriodSeconds"]
+                    pod["toldToEnd"] = seen.get(name, {}).get("toldToEnd", told)
+                seen[name] = pod
 
         reader = threading.Thread(target=read, name="watched-pods")
         reader.start()

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from signal import SIGKILL
 
 import helm_python as helm
 import pytest
@@ -16,6 +17,7 @@ from tests.cluster.kubernetes import (
     agent_source,
     eventually,
     is_ready,
+    signal_from_the_node,
 )
 
 pytestmark = pytest.mark.serial
@@ -164,7 +166,7 @@ def test_api_keys_come_from_a_secret_and_helm_test_has_one(namespace: Namespace)
 def test_several_workers_answer_as_one(namespace: Namespace) -> None:
     client, release = Client.started(namespace), Release(namespace)
     release.install({"agent": {"workers": 2}}, agent_source())
-    assert client.invoke(release)["version"] == 0
+    client.wait_for_version(release, 0)
     assert "agentcore_invocations_total" in client.call(release.url, "GET", "/metrics")["body"]
     pod = release.pod()["metadata"]["name"]
     namespace.kubectl("delete", "pod", pod, "--wait=false")
@@ -175,9 +177,9 @@ def test_a_rollback_brings_the_agent_of_before_back(namespace: Namespace) -> Non
     client, release = Client.started(namespace), Release(namespace)
     release.install(agent_source(1))
     release.upgrade(agent_source(2))
-    assert client.invoke(release)["version"] == 2
+    client.wait_for_version(release, 2)
     release.rollback()
-    assert client.invoke(release)["version"] == 1
+    client.wait_for_version(release, 1)
 
 
 def test_an_upgrade_to_an_agent_that_does_not_start_fails_and_those_of_before_serve_on(namespace: Namespace) -> None:
@@ -193,10 +195,16 @@ def test_an_upgrade_to_an_agent_that_does_not_start_fails_and_those_of_before_se
         ),
         "the new pod's log says why it does not start",
     )
-    for _ in range(5):
-        assert client.invoke(release)["version"] == 1
+    client.wait_for_version(release, 1)
+    # And where one of them starts anew meanwhile, it is with its own files.
+    (old,) = [pod for pod in release.pods() if is_ready(pod)]
+    name = old["metadata"]["name"]
+    signal_from_the_node(old, SIGKILL, namespace.cluster)
+    eventually(lambda: namespace.pod(name)["status"]["containerStatuses"][0]["restartCount"], "it starts anew")
+    eventually(lambda: name in release.ready_pods(), "it is ready again")
+    assert client.invoke(release) == {"version": 1, "pod": name}
     release.rollback()
-    assert client.invoke(release)["version"] == 1
+    client.wait_for_version(release, 1)
 
 
 def test_an_upgrade_that_changes_nothing_rolls_nothing(namespace: Namespace) -> None:

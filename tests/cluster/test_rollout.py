@@ -5,7 +5,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -52,7 +51,7 @@ def test_upgrades_under_load_fail_no_request_cut_no_stream_and_lose_no_task(name
                 began = time.monotonic()
                 release.upgrade(agent_source(version))
                 rollouts.append(time.monotonic() - began)
-                assert client.invoke(release)["version"] == version
+                client.wait_for_version(release, version)
         last = set(release.ready_pods())
         eventually(
             lambda: all(exit_codes(pod) for name, pod in pods.items() if name not in last), "the old pods have ended"
@@ -96,12 +95,8 @@ def met_by_the_end_of_their_pod(load: Load, pods: dict[str, Any]) -> Counter[str
     """How many of each kind began before their pod was told to end, and were done after that."""
     met: Counter[str] = Counter()
     for kind, began, took, pod, _ in load.done:
-        metadata = pods[pod]["metadata"]
-        if "deletionTimestamp" in metadata:
-            # It is when the pod would be killed.
-            killed = datetime.fromisoformat(metadata["deletionTimestamp"]).timestamp()
-            told = killed - metadata["deletionGracePeriodSeconds"]
-            met[kind] += began < told < began + took
+        if "toldToEnd" in pods[pod]:
+            met[kind] += began < pods[pod]["toldToEnd"] < began + took
     return met
 
 
@@ -115,7 +110,7 @@ def test_a_task_outlives_the_rollout_that_replaces_its_pod(namespace: Namespace)
         began = time.monotonic()
         client.invoke(release, do="research", seconds=seconds, task="long", report=client.report)
         release.upgrade(agent_source(2))
-        assert client.invoke(release)["version"] == 2
+        client.wait_for_version(release, 2)
         assert client.reports() == [], "it was done before the rollout, which proves nothing"
         assert namespace.pod(old)["metadata"]["deletionTimestamp"]
         eventually(client.reports, "the task is done", PATIENCE)

@@ -1,4 +1,4 @@
-"""What stands in for the image ``python:3.13-slim``, which comes from a registry: the same Debian, with its Python 3.13.
+"""What stands in for the image ``python:3.13-slim``, which is in a registry: the same Debian, and its own Python 3.13.
 
 It is made once, in a directory for caches outside the tree.
 """
@@ -26,13 +26,15 @@ MAKE_SECONDS = 1800.0
 
 OPTIONS = (
     "--quiet",
-    "--variant=minbase",
-    "--include=python3,python3-venv,ca-certificates",
-    *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")),
-    # Python is where the published image has it, and without bytecode, as there.
-    '--customize-hook=ln -s ../../bin/python3 "$1/usr/local/bin/python3" && ln -s python3 "$1/usr/local/bin/python"',
-    '--customize-hook=find "$1/usr/lib" -name __pycache__ -prune -exec rm -r {} +',
-    '--customize-hook=touch "$1/etc/pip.conf"',  # where builds find this machine's
+    "--variant=extract",  # whose packages run nothing, so that one for another architecture takes no longer
+    "--include=?essential",
+    "--include=apt,ca-certificates,netbase,python3,python3-venv,tzdata",  # as far as the published image has them
+    '--extract-hook=cd "$1" && rm -r usr/share/doc usr/share/info usr/share/locale usr/share/man',
+    '--extract-hook=cd "$1" && for name in passwd group; do cp usr/share/base-passwd/$name.master etc/$name; done',
+    # Python is where the published image has it.
+    '--extract-hook=mkdir -p "$1/usr/local/bin" && ln -s ../../bin/python3 "$1/usr/local/bin/python"',
+    # Where builds find what this machine has of these.
+    '--extract-hook=cd "$1/etc" && touch pip.conf ssl/certs/ca-certificates.crt',
 )
 
 
@@ -45,22 +47,20 @@ def base_archive(architecture: str = "amd64") -> Path:
     Returns:
         A tar file of all that is in it.
     """
-    command = [
-        executable("mmdebstrap", "the Debian package mmdebstrap"),
-        *OPTIONS,
-        f"--architectures={architecture}",
-        "--format=tar",
-        "trixie",
-    ]
+    options = [*OPTIONS, f"--architectures={architecture}", "--format=tar", "trixie"]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "litestar-agentcore"
     cache.mkdir(parents=True, exist_ok=True)
-    archive = cache / f"base-{architecture}-{hashlib.sha256(repr(command).encode()).hexdigest()[:16]}.tar"
+    archive = cache / f"base-{architecture}-{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}.tar"
     with archive.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
             partial = archive.with_suffix(".partial")
             done = subprocess.run(
-                [*command, str(partial)], capture_output=True, text=True, timeout=MAKE_SECONDS, check=False
+                [executable("mmdebstrap", "the Debian package mmdebstrap"), *options, partial],
+                capture_output=True,
+                text=True,
+                timeout=MAKE_SECONDS,
+                check=False,
             )
             if done.returncode:
                 pytest.fail(f"the base image cannot be made\n{done.stdout}{done.stderr}", pytrace=False)

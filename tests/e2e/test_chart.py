@@ -835,10 +835,13 @@ def source(tmp_path: Path) -> dict[str, Any]:
 
 def test_a_source_file_takes_the_place_of_the_image_s(source: dict[str, Any]) -> None:
     manifests = render(source)
-    config = manifests.named("ConfigMap", "demo-agentcore-source")
+    config = manifests.one("ConfigMap")
     assert config["data"] == {"app.py": AGENT, "tools.py": TOOLS}
+    assert config["immutable"] is True, "a pod's files do not change while it runs"
+    name = config["metadata"]["name"]
+    assert name.startswith("demo-agentcore-source-")
     assert {"name": "source", "mountPath": "/app", "readOnly": True} in manifests.agent["volumeMounts"]
-    assert {"name": "source", "configMap": {"name": "demo-agentcore-source"}} in manifests.pod["volumes"]
+    assert {"name": "source", "configMap": {"name": name}} in manifests.pod["volumes"]
 
 
 def test_a_changed_source_rolls_the_pods_and_an_unchanged_one_does_not(source: dict[str, Any]) -> None:
@@ -848,7 +851,7 @@ def test_a_changed_source_rolls_the_pods_and_an_unchanged_one_does_not(source: d
 
     assert template(source) == template(source)
     for changed in ({"source": AGENT + "\n"}, {"files": {"tools.py": TOOLS + "\n"}}):
-        assert template(merged(source, {"agent": changed}))["metadata"] != template(source)["metadata"]
+        assert template(merged(source, {"agent": changed})) != template(source)
 
 
 def mounted(source: dict[str, Any], tmp_path: Path) -> tuple[Path, Path]:
@@ -856,7 +859,7 @@ def mounted(source: dict[str, Any], tmp_path: Path) -> tuple[Path, Path]:
     directory, revision = tmp_path / "app", tmp_path / "app" / "..2026_11_03"
     revision.mkdir(parents=True)
     (directory / "..data").symlink_to(revision.name)
-    for name, text in render(source).named("ConfigMap", "demo-agentcore-source")["data"].items():
+    for name, text in render(source).one("ConfigMap")["data"].items():
         (revision / name).write_text(text)
         (directory / name).symlink_to(Path("..data") / name)
     installed = tmp_path / "installed"

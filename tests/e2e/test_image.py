@@ -38,7 +38,10 @@ LOCK = ROOT / "requirements/runtime.txt"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 LABEL = "org.opencontainers.image."
 
-HARDENED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")
+UNPRIVILEGED = ("--cap-drop=all", "--security-opt=no-new-privileges")
+
+HARDENED = ("--read-only", "--read-only-tmpfs=false", *UNPRIVILEGED)
+"""No place to write to: podman makes even ``/dev/shm`` read-only, which Docker and Kubernetes leave writable."""
 
 
 def instructions(dockerfile: str) -> list[tuple[str, str]]:
@@ -224,12 +227,10 @@ def test_the_labels_say_what_this_is(engine: Engine) -> None:
     assert labels[f"{LABEL}description"]
 
 
-def test_a_new_commit_costs_labels_and_no_layer(engine: Engine) -> None:
-    given = {"VERSION": "2.0.0", "SOURCE": "https://example.com/agent", "REVISION": "abc"}
-    engine.build(ROOT, "relabelled", *(f"--build-arg={name}={value}" for name, value in given.items()))
-    labels = engine.image("relabelled")["Labels"]
-    assert {LABEL + name.lower(): value for name, value in given.items()}.items() <= labels.items()
-    assert layers(engine, "relabelled") == layers(engine, IMAGE)
+def test_a_new_commit_costs_labels_and_no_layer() -> None:
+    last = STEPS[max(index for index, (name, _) in enumerate(STEPS) if name == "FROM") :]
+    names = [name for name, _ in last]
+    assert not {"RUN", "COPY", "ADD", "WORKDIR"} & set(names[names.index("ARG") :])
 
 
 def test_a_new_release_of_the_service_costs_its_own_small_layer(engine: Engine, tmp_path: Path) -> None:
@@ -239,12 +240,14 @@ def test_a_new_release_of_the_service_costs_its_own_small_layer(engine: Engine, 
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "service/litestar_agentcore/version.py").open("a") as file:
         file.write('NEXT = "1"\n')
-    engine.build(tmp_path, "next")
+    given = {"VERSION": "2.0.0", "SOURCE": "https://example.com/agent", "REVISION": "abc"}
+    engine.build(tmp_path, "next", *(f"--build-arg={name}={value}" for name, value in given.items()))
     before, after = layers(engine, IMAGE), layers(engine, "next")
-    base, bytecode, dependencies, service, *_ = before
-    assert after[:3] == [base, bytecode, dependencies]
-    assert after[3] != service
+    assert after[:3] == before[:3]  # the base, the standard library's bytecode, the dependencies
+    assert after[3] != before[3]
     assert sum(sizes(engine, "next")[2:]) < SERVICE_LIMIT
+    labels = engine.image("next")["Labels"]
+    assert {LABEL + name.lower(): value for name, value in given.items()}.items() <= labels.items()
 
 
 def test_what_the_image_adds_to_its_base_is_small(engine: Engine) -> None:
@@ -295,7 +298,8 @@ def test_the_service_is_installed_and_not_linked(engine: Engine) -> None:
         assert (packages / "agentcore_telemetry/spans.py").exists()
         assert not (packages / "tests").exists()
         assert (root / "opt/venv/bin/litestar-agent").exists()
-    assert engine.podman("run", "--rm", "--network=none", IMAGE, "pip", "check") == "No broken requirements found.\n"
+    with engine.running(IMAGE) as container:
+        assert container.execute("pip", "check") == "No broken requirements found.\n"
 
 
 # -- The container
@@ -344,7 +348,7 @@ def test_without_any_option_its_code_is_still_not_its_to_change(engine: Engine) 
 
 def test_the_health_check_tells_a_server_that_does_not_answer(engine: Engine) -> None:
     with engine.running(IMAGE, *HARDENED) as container:
-        assert container.is_well
+        wait_until(lambda: container.is_well, container.log)
         assert container.state["Health"]["Status"] == "healthy"
         engine.podman("kill", "--signal=STOP", container.name)
         assert not container.is_well
@@ -364,8 +368,7 @@ def test_nothing_is_compiled_when_it_starts_but_the_agent_itself(engine: Engine)
 
 def test_a_task_that_runs_when_it_is_stopped_may_finish(engine: Engine) -> None:
     with engine.running(IMAGE, *HARDENED) as container:
-        assert container.invoke({"prompt": "hi", "research_seconds": 3})[0] == 200
-        assert json.loads(container.ask("/ping")[1])["status"] == "HealthyBusy"
+        assert container.invoke({"prompt": "hi", "research_seconds": 5})[0] == 200
         assert container.stop(seconds=60)["ExitCode"] == 0
         assert "Done with the research on a prompt of 2 characters" in container.log()
 
@@ -467,6 +470,13 @@ def test_the_grpc_exporter_works_once_it_is_installed(engine: Engine, grpc_image
         assert container.invoke({}) == (200, '{"grpc":"grpc"}')
 
 
+def test_a_build_that_cannot_reach_the_index_says_so(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nUSER root\nRUN pip install six\n")
+    nowhere = {"index-url": "http://127.0.0.1:1/simple", "retries": "0"}
+    with pytest.raises(pytest.fail.Exception, match="could not reach its package index"):
+        engine.build(tmp_path, "unreachable", pip=nowhere)
+
+
 # -- Memory
 
 LIMIT = 320 * 2**20
@@ -478,7 +488,8 @@ TOO_MUCH = {"bytes": 2 * LIMIT}
 
 
 def limited(engine: Engine, image: str, *command: str) -> AbstractContextManager[Container]:
-    return engine.running(image, *HARDENED, f"--memory={LIMIT}", f"--memory-swap={LIMIT}", command=command)
+    memory = (f"--memory={LIMIT}", f"--memory-swap={LIMIT}")
+    return engine.running(image, "--read-only", *UNPRIVILEGED, *memory, command=command)
 
 
 def total(exposition: str, name: str, **labels: str) -> float:
@@ -515,7 +526,10 @@ def test_a_worker_that_eats_the_memory_is_replaced_and_its_counters_stay(engine:
         wait_until(lambda: "died" in container.log(), container.log)
         wait_until(container.answers, container.log)
         metrics = container.ask("/metrics")[1]
-        assert total(metrics, "agentcore_invocations_total", outcome="ok") == 5
+        assert total(metrics, "agentcore_invocations_total", outcome="ok") == 5, (
+            f"{answers}\n{container.log()}\n{metrics}"
+        )
+        assert total(metrics, "agentcore_invocations_total") == 5
         assert total(metrics, "agentcore_invocations_in_progress") == 0
         assert container.invoke({})[0] == 200
         assert container.state["Status"] == "running"

@@ -197,6 +197,11 @@ app.kubernetes.io/component: server
 {{- end }}
 {{- end }}
 
+{{/* Another name for other files, so that a change rolls the pods. */}}
+{{- define "agentcore.sourceName" -}}
+{{- printf "%s-source-%s" (include "agentcore.fullname" .) (include "agentcore.sources" . | sha256sum | trunc 10) }}
+{{- end }}
+
 {{/* Containers that the values bring, with the chart's security context where they have none. */}}
 {{- define "agentcore.containers" -}}
 {{- $containers := list }}
