@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
+from litestar_agentcore.runtime.watchdog import AWAKE_SECONDS
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -408,7 +409,7 @@ def wakeups(server: ServerProcess) -> int:
 
 
 def wakeups_in(server: ServerProcess, seconds: float) -> int:
-    time.sleep(0.3)
+    time.sleep(AWAKE_SECONDS + 0.5)
     before = wakeups(server)
     time.sleep(seconds)
     return wakeups(server) - before

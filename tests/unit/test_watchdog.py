@@ -450,6 +450,12 @@ class TestItsSleep:
             watched.run(sleeping(4 * STALL))
             assert watched.stalls == stalls
 
+    def test_a_turn_that_is_over_when_it_looks_keeps_it_awake_too(self, looks: list[float], watched: Watched) -> None:
+        eventually(lambda: watched.watchdog.asleep)
+        seen = len(looks)
+        watched.watchdog.wake()
+        eventually(lambda: len(looks) >= seen + 10)
+
     def test_it_outlives_an_error_of_what_it_calls(self, caplog: pytest.LogCaptureFixture) -> None:
         stalls: list[None] = []
 

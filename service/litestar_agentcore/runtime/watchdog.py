@@ -95,7 +95,8 @@ class Watchdog:
         turns = self._turns
         last_busy = 0.0
         while True:
-            self._alarm.wait(None if self.asleep else self._interval)
+            if self._alarm.wait(None if self.asleep else self._interval):
+                last_busy = monotonic()  # also where that turn is over by now
             if self._stopped:
                 return
             self._alarm.clear()
