@@ -1,11 +1,8 @@
 # make run    serve the quick-start agent          make lock    renew the locked requirements
 # make test   lint, types, unit, integration       make clean   remove what make made
 # make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Envoy, Helm
-<<<<<<< HEAD
 # make backends  the tracing backends of docs/observability.md: Jaeger, Tempo and an OpenTelemetry Collector, of their Go modules
-=======
 # make cluster  the chart in the cluster that KUBECONFIG names, or in one that is made for it; see docs/kubernetes.md
->>>>>>> h-cltests
 # make bench  the benchmarks against the peers; needs wrk and Node.js
 # make clients  AWS's clients for Python, JavaScript, Go and Java; needs Node.js with npm, Go, and a JDK with Maven
 # make image  builds and runs the image with buildah and podman, and prints its figures; make arm64 the same under QEMU; as root
@@ -23,11 +20,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-<<<<<<< HEAD
-.PHONY: run test lint types e2e backends bench clients reliability fuzz audit pictures dashboards docs reference lock clean
-=======
-.PHONY: run test lint types e2e cluster bench clients reliability fuzz audit image arm64 pictures dashboards docs reference lock clean
->>>>>>> h-cltests
+.PHONY: run test lint types e2e backends bench clients reliability fuzz audit pictures dashboards docs reference lock clean cluster image arm64
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
