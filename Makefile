@@ -70,7 +70,7 @@ clients: $(VENV)/.installed-e2e
 	AWS_CLIENTS="boto3 npm go java" $(BIN)/python -m pytest tests/e2e/test_aws_clients.py
 
 # Build the image, start it, and print the figures of docs/container.md: its layers, times and memory. arm64 is emulated where the
-# machine is another; it needs qemu-aarch64-static (qemu-user-static) besides what e2e needs for the image, and ten minutes.
+# machine is another; it needs qemu-aarch64-static (qemu-user-static) besides what e2e needs for the image, and half an hour.
 image: $(INSTALLED)
 	$(BIN)/python -m tests.e2e.image_figures amd64
 
