@@ -279,7 +279,8 @@ class Answer(Running):
             body = b""
         own = [_JSON, (b"content-length", b"%d" % len(body)), *self._headers]
         if headers:
-            own += [header for header in headers if header[0].lower() not in {b"content-type", b"content-length"}]
+            passed_over = {b"content-type", b"content-length"}
+            own += [it for it in headers if it[0].lower() not in passed_over and it not in self._headers]
         send = self._send
         gathered = gather(send, len(body))
         try:
