@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from agentcore_telemetry.recording import InvocationRecord
 from litestar.types import Receive, Scope, Send
@@ -64,6 +64,20 @@ send head and body one after the other."""
 
 _LINGER_SECONDS = 2.0
 """How long a client that is answered while it still sends its body may go on: it might not read the answer before."""
+
+
+class Exchange(Protocol):
+    """Answers the requests of a route, as an ASGI application that can be given headers."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, headers: Sequence[RawHeader] = ()) -> None:
+        """Serve one request.
+
+        Args:
+            scope: The ASGI scope.
+            receive: The ASGI receive function.
+            send: The ASGI send function.
+            headers: Headers for the answer, beside its own.
+        """
 
 
 class _Clients:

@@ -204,6 +204,7 @@ class MountedExchange(InvocationExchange):
         route: The path's template, for spans.
         describe: Tells what is recorded of a request.
         path: The path that the application has for it; by default the route.
+        span_path: By what path its spans are named, whichever way a request came; by default the route.
     """
 
     answer_type = MountedAnswer
@@ -218,13 +219,26 @@ class MountedExchange(InvocationExchange):
         route: str,
         describe: Describe,
         path: str | None = None,
+        span_path: str | None = None,
     ) -> None:
         super().__init__(agent, debug=False, authentication=authentication)
+        self.options: dict[str, Any] = {
+            "agent": agent,
+            "authentication": authentication,
+            "application": application,
+            "protocol": protocol,
+            "describe": describe,
+            "path": path or route,
+            "span_path": span_path or route,
+        }
+        """What another exchange of the same application is made with, beside its route."""
         self._application = application
         self._protocol = protocol
         self._describe = describe
         self._path = path or route
-        self._begin_record = partial(agent.telemetry.protocol_request, route=route, protocol=protocol)
+        self._begin_record = partial(
+            agent.telemetry.protocol_request, route=route, protocol=protocol, path=span_path or route
+        )
 
     async def _invoke(
         self, request: RequestHeaders, scope: Scope, receive: Receive, answer: Answer, clients: Any
