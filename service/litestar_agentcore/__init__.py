@@ -4,6 +4,17 @@ The names are the reference runtime's: an agent written for it runs here after o
 """
 
 import gc
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from litestar_agentcore.a2a import (
+        A2APlugin,
+        BedrockCallContextBuilder,
+        build_a2a_app,
+        build_runtime_url,
+        serve_a2a,
+    )
 
 # Importing makes thousands of objects that stay: collecting garbage meanwhile is a tenth of its time.
 _was_enabled = gc.isenabled()
@@ -26,13 +37,33 @@ finally:
         gc.enable()
 
 __all__ = [
+    "A2APlugin",
     "AgentCorePlugin",
     "BedrockAgentCoreApp",
     "BedrockAgentCoreContext",
+    "BedrockCallContextBuilder",
     "PingStatus",
     "RequestContext",
     "Settings",
     "SettingsError",
     "__version__",
+    "build_a2a_app",
+    "build_runtime_url",
     "require_authentication",
+    "serve_a2a",
 ]
+
+_MODULES = {
+    "A2APlugin": "a2a",
+    "BedrockCallContextBuilder": "a2a",
+    "build_a2a_app": "a2a",
+    "build_runtime_url": "a2a",
+    "serve_a2a": "a2a",
+}
+"""Where the names are whose modules are imported once they are asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if (module := _MODULES.get(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)

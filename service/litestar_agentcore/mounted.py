@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextvars import Context
+from contextvars import Context, ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -167,6 +167,8 @@ class MountedAnswer(Answer):
 
     __slots__ = ("_is_stream", "waits_for_server")
 
+    record: ProtocolRecord
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._is_stream = False
@@ -191,6 +193,10 @@ class MountedAnswer(Answer):
             self.expired, self.stopped = True, stopped
         else:
             super().announce_expiry(stopped=stopped)
+
+
+current_answer: ContextVar[MountedAnswer | None] = ContextVar("agentcore_mounted_answer", default=None)
+"""The answer that the current request is given, for the code around a library's application."""
 
 
 class MountedExchange(InvocationExchange):
@@ -266,6 +272,7 @@ class MountedExchange(InvocationExchange):
             logger.info("The client went away before there was a place for its invocation")
             await answer.close_without_client()
             return
+        token = current_answer.set(answer)
         try:
             await self._respond(
                 self._application,
@@ -275,6 +282,7 @@ class MountedExchange(InvocationExchange):
                 self._application.name,
             )
         finally:
+            current_answer.reset(token)
             self._agent.standing.discard(answer)
         if not answer.finished and not answer.record.left and answer.record.error is None:
             raise BrokenResponseError("the application gave no whole answer")
