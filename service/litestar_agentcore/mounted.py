@@ -16,6 +16,7 @@ from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.errors import BrokenResponseError
 from litestar_agentcore.exchange import InvocationExchange
 from litestar_agentcore.protocol.headers import RequestHeaders
+from litestar_agentcore.protocol.json_rpc import error_code
 from litestar_agentcore.protocol.models import Refusal
 from litestar_agentcore.protocol.recognition import TITLES, recognize
 from litestar_agentcore.request_body import read_body
@@ -186,6 +187,10 @@ class MountedAnswer(Answer):
             body = message["body"]
             if body and not body.startswith(_COMMENT):
                 self.record.chunks(1)
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            # An error of JSON-RPC comes with status 200.
+            if (code := error_code(message.get("body", b""))) is not None:
+                self.record.answer_error(code)
         await super().send(message)
 
     def announce_expiry(self, *, stopped: bool) -> None:  # noqa: D102 - inherited

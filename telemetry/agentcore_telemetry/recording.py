@@ -333,7 +333,7 @@ class ProtocolRecord(InvocationRecord):
     session) are counted by protocol alone.
     """
 
-    __slots__ = ("_protocol", "call", "method", "name")
+    __slots__ = ("_error_code", "_protocol", "call", "method", "name")
 
     def __init__(
         self,
@@ -346,6 +346,7 @@ class ProtocolRecord(InvocationRecord):
         protocol: Protocol,
         path: str | None = None,
     ) -> None:
+        self._error_code: int | None = None
         self._protocol = protocol
         self.method = scope["method"]
         self.name = f"{self.method} {path or route}"
@@ -364,10 +365,37 @@ class ProtocolRecord(InvocationRecord):
             for key, value in attributes.items():
                 self._note(key, value)
 
+    def answer_error(self, code: int) -> None:
+        """Record that the answer is an error of JSON-RPC, whatever its HTTP status is.
+
+        By the OpenTelemetry conventions for JSON-RPC; as with HTTP, what is the client's fault is no error of ours.
+
+        Args:
+            code: The error's code.
+        """
+        self._error_code = code
+        if self._recorded:
+            self._note("rpc.response.status_code", str(code))
+            if code in _SERVER_ERROR_CODES:
+                self._note("error.type", str(code))
+                self._span.set_status(Status(StatusCode.ERROR))
+
+    def _outcome(self) -> Outcome:
+        outcome = super()._outcome()
+        if outcome != "ok":
+            return outcome
+        if self.error is not None or self._error_code in _SERVER_ERROR_CODES:
+            return "server_error"
+        return outcome if self._error_code is None else "client_error"
+
     def _count(self, outcome: Outcome, seconds: float, trace_id: int | None) -> None:
         super()._count(outcome, seconds, trace_id)
         self._telemetry.metrics.protocols.end(self._protocol, self.call, outcome, seconds, trace_id)
 
+
+_SERVER_ERROR_CODES = frozenset({-32603, -32006})
+"""Internal error (JSON-RPC 2.0 Specification, 5.1); the agent's answer makes no sense (A2A specification, "Error
+Handling")."""
 
 _STREAM_OUTCOMES = {"ok": "completed", "disconnected": "disconnected"}
 
