@@ -184,13 +184,15 @@ class MountedAnswer(Answer):
                 self.kind = "stream"
                 self.record.mode = "stream"
         elif self._is_stream and message["type"] == "http.response.body":
-            body = message["body"]
+            body = message.get("body", b"")
             if body and not body.startswith(_COMMENT):
                 self.record.chunks(1)
-        elif message["type"] == "http.response.body" and not message.get("more_body", False):
-            # An error of JSON-RPC comes with status 200.
-            if (code := error_code(message.get("body", b""))) is not None:
-                self.record.answer_error(code)
+        elif (
+            message["type"] == "http.response.body"
+            and not message.get("more_body", False)
+            and (code := error_code(message.get("body", b""))) is not None
+        ):
+            self.record.answer_error(code)  # which comes with status 200
         await super().send(message)
 
     def announce_expiry(self, *, stopped: bool) -> None:  # noqa: D102 - inherited
