@@ -1,6 +1,6 @@
 """``bedrock_agentcore``, as an agent file imports it that is served here unchanged.
 
-The names with which an agent is served (:data:`SERVING`) are ours in the five modules that have them. Every other
+The names with which an agent is served (:data:`SERVING`) are ours in the modules that have them. Every other
 module and name is the installed SDK's own, loaded from where it is installed when it is asked for; where the SDK is
 not installed, importing one is an error that says what to install.
 
@@ -22,9 +22,11 @@ PACKAGE = "bedrock_agentcore"
 DISTRIBUTION = "bedrock-agentcore"
 
 _ALL = ("BedrockAgentCoreApp", "BedrockAgentCoreContext", "PingStatus", "RequestContext")
+_A2A = ("BedrockCallContextBuilder", "build_a2a_app", "build_runtime_url", "serve_a2a")
 SERVING = {
     PACKAGE: _ALL,
-    f"{PACKAGE}.runtime": _ALL,
+    f"{PACKAGE}.runtime": (*_ALL, *_A2A),
+    f"{PACKAGE}.runtime.a2a": _A2A,
     f"{PACKAGE}.runtime.app": _ALL,
     f"{PACKAGE}.runtime.context": ("BedrockAgentCoreContext", "RequestContext"),
     f"{PACKAGE}.runtime.models": ("PingStatus",),
@@ -98,11 +100,14 @@ class _ServingLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         package = importlib.import_module("litestar_agentcore")
         names = SERVING[module.__name__]
-        vars(module).update({name: getattr(package, name) for name in names})
+        # Those of the other protocols are imported when they are asked for.
+        vars(module).update({name: getattr(package, name) for name in names if name in vars(package)})
         if self._theirs is None:
             vars(module)["__all__"] = list(names)
 
         def other_name(name: str) -> Any:
+            if name in names:
+                return getattr(package, name)
             if self._theirs is not None and (name == "__all__" or not name.startswith("__")):
                 if self._installed is None:
                     self._installed = _executed(self._theirs)
