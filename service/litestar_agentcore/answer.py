@@ -132,17 +132,14 @@ class Answer(Running):
 
     def _end(self) -> None:
         self._ended = True
+        self.work = None  # which refers to this
         self._running.discard(self)
         if self.place is not None:
             self.place.release()
 
-    def list_until(self, work: Any) -> None:
-        """List it until its handler has ended: its client has left before that.
-
-        Args:
-            work: The handler's call, or its stream.
-        """
-        self.outlive_client(work, self._end)
+    def list_until_handler_ended(self) -> None:
+        """List it until its handler has ended: its client has left before that."""
+        self.outlive_client(self._end)
 
     def limit_time(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         """Have it end, unless its answer has begun before.
@@ -162,9 +159,9 @@ class Answer(Running):
         """End it, or what its handler still does: its time is over. On the loop that serves it."""
         if self._ended or self.expired or self.timed_out:
             return
-        if (work := self._work) is not None:
+        if self.outlives_client:
             logger.warning("The handler of a client that has left takes too long, and is cancelled")
-            work.cancel()
+            self.cancel_work()
         elif not self.started and self.task is not None:
             self.timed_out = True
             self.task.cancel()
@@ -356,6 +353,7 @@ class Answer(Running):
             if iterate_here and isinstance(stream, AsyncEventStream):
                 self._iterated_here = stream
                 sender = loop.create_task(self._send_events(stream, timer))
+                sender.add_done_callback(lambda _: stream.close())
                 await stream.iterate()
                 await sender
                 if self.expired:
@@ -379,7 +377,7 @@ class Answer(Running):
                 timer.stop()
             disconnects.unwatch(self)
             if not stream.ended:
-                self.list_until(stream)
+                self.list_until_handler_ended()
 
     async def _send_events(self, stream: EventStream, timer: StreamTimer | None) -> None:
         send, record = self._send, self.record

@@ -35,7 +35,7 @@ from litestar_agentcore.responses import as_responder
 from litestar_agentcore.runtime.admission import Admission
 from litestar_agentcore.runtime.agent import Agent
 from litestar_agentcore.runtime.callbacks import callbacks_of
-from litestar_agentcore.runtime.execution import HandlerCall, TaskWork
+from litestar_agentcore.runtime.execution import HandlerCall
 from litestar_agentcore.runtime.failure import Failure, message_of
 from litestar_agentcore.runtime.handler import Handler
 from litestar_agentcore.runtime.sessions import KeptSession
@@ -295,20 +295,21 @@ class InvocationExchange:
         execution = self._agent.execution
         if not execution.has_room_for(handler):
             raise Refusal(503, "Service busy", "Every thread is taken by a stream whose client reads slowly")
-        call = HandlerCall(execution, handler, payload, context, disconnects.callbacks, answer)
+        start = partial(handler.call, payload, context)
+        call = answer.work = HandlerCall(execution, handler.name, handler.kind, start, disconnects.callbacks, answer)
         here = execution.runs_here(handler)
-        left = call.abandon_and_cancel if self._cancels_left else call.abandon
-        disconnects.watch(answer, receive, answer.record.leave if here else left)
+        left = answer.record.leave if here else partial(call.abandon, cancel=self._cancels_left)
+        disconnects.watch(answer, receive, left)
         try:
             outcome = await (call.run_here() if here else call.run())
         except asyncio.CancelledError:
             if not here:
-                answer.list_until(call)
+                answer.list_until_handler_ended()
             raise
         finally:
             disconnects.unwatch(answer)
         if outcome is None:
-            answer.list_until(call)
+            answer.list_until_handler_ended()
         elif here and answer.record.left:
             if isinstance(outcome, EventStream):
                 outcome.close()
@@ -383,7 +384,6 @@ class InvocationExchange:
         """Send a response that the author made, from the agent's loop: its code is the author's."""
         keep_body(scope, answer.request_body)
         message: str | None = None
-        tasks: list[asyncio.Task[None]] = []
 
         async def respond(receive: Receive, send: Send) -> None:
             nonlocal message
@@ -405,10 +405,9 @@ class InvocationExchange:
 
         execution = self._agent.execution
         try:
-            error = await serve_on_agent_loop(execution, name, respond, watched_receive, answer.send, tasks.append)
+            error = await serve_on_agent_loop(execution, name, respond, watched_receive, answer.send, answer)
         except asyncio.CancelledError:
-            for task in tasks:
-                answer.list_until(TaskWork(task))
+            answer.list_until_handler_ended()
             raise
         if error is None:
             return

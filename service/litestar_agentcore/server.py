@@ -79,11 +79,14 @@ class BoundedHttpToolsProtocol(_RefusingProtocol, HttpToolsProtocol):
     Args:
         *args: What uvicorn gives its protocols.
         limits: How many headers a request may have, and of how many bytes.
+        keep_alive: How long a connection may be idle between two requests, in seconds; as uvicorn has it by default.
         **options: What uvicorn gives its protocols.
     """
 
-    def __init__(self, *args: Any, limits: HeaderLimits, **options: Any) -> None:
+    def __init__(self, *args: Any, limits: HeaderLimits, keep_alive: float | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
+        if keep_alive is not None:
+            self.timeout_keep_alive: Any = keep_alive
         self._limits = limits
         self._heads = 0
         self._in_head = False
@@ -146,11 +149,14 @@ class BoundedH11Protocol(_RefusingProtocol, H11Protocol):
     Args:
         *args: What uvicorn gives its protocols.
         limits: How many bytes the headers of a request may have. Their number is checked when they are whole.
+        keep_alive: How long a connection may be idle between two requests, in seconds; as uvicorn has it by default.
         **options: What uvicorn gives its protocols.
     """
 
-    def __init__(self, *args: Any, limits: HeaderLimits, **options: Any) -> None:
+    def __init__(self, *args: Any, limits: HeaderLimits, keep_alive: float | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
+        if keep_alive is not None:
+            self.timeout_keep_alive: Any = keep_alive
         self._limits = limits
         if self.config.h11_max_incomplete_event_size is None:
             self.conn = h11.Connection(h11.SERVER, limits.bytes)
@@ -197,20 +203,23 @@ _HTTP = {
 }
 
 
-def server_options(settings: Settings, http: Any = "auto", ws: Any = "auto") -> dict[str, Any]:
+def server_options(
+    settings: Settings, http: Any = "auto", ws: Any = "auto", keep_alive: float | None = None
+) -> dict[str, Any]:
     """The options with which uvicorn keeps to the limits of the settings.
 
     Args:
         settings: How the service behaves.
         http: uvicorn's option; a class of the caller's own is left as it is.
         ws: uvicorn's option, likewise.
+        keep_alive: How long a connection may be idle between two requests, whatever uvicorn's own option is.
 
     Returns:
         Options of ``uvicorn.run``.
     """
     options = {"http": http, "ws": ws, "ws_max_size": settings.max_websocket_message_bytes}
     if isinstance(http, str) and (bounded := _HTTP.get(http)) is not None:
-        options["http"] = partial(bounded, limits=HeaderLimits.of(settings))
+        options["http"] = partial(bounded, limits=HeaderLimits.of(settings), keep_alive=keep_alive)
     if ws == "auto" and hasattr(AutoWebSocketsProtocol, "handle_events"):
         options["ws"] = TolerantWebSocketProtocol
     return options
@@ -228,7 +237,11 @@ def run_options(settings: Settings, log_setup: LogSetup, debug: bool, options: d
     Returns:
         Options of ``uvicorn.run``.
     """
-    defaults: dict[str, Any] = {"access_log": debug, "log_level": server_level(settings.log_level).lower()}
+    defaults: dict[str, Any] = {
+        "access_log": debug,
+        "log_level": server_level(settings.log_level).lower(),
+        "timeout_keep_alive": settings.keep_alive_seconds,
+    }
     if log_setup.configure_server():
         defaults["log_config"] = None
     options = defaults | options
@@ -242,7 +255,7 @@ def uvicorn_bounded(settings: Settings) -> Iterator[None]:
     Args:
         settings: How the service behaves.
     """
-    options = server_options(settings)
+    options = server_options(settings, keep_alive=settings.keep_alive_seconds)
     protocols: list[tuple[dict[str, Any], str]] = [
         (uvicorn.config.HTTP_PROTOCOLS, "http"),
         (uvicorn.config.WS_PROTOCOLS, "ws"),

@@ -18,7 +18,6 @@ from litestar_agentcore.protocol.models import Refusal, shutting_down
 from litestar_agentcore.protocol.serialization import encode
 from litestar_agentcore.runtime.admission import Place
 from litestar_agentcore.runtime.agent import Agent, WebSocketHandler
-from litestar_agentcore.runtime.execution import TaskWork
 from litestar_agentcore.runtime.handler import name_of
 from litestar_agentcore.runtime.running import Running
 
@@ -62,8 +61,7 @@ class WebSocketConnection:
         self._accepted = False
         self._closed = False
         self._client_left = False
-        self._task: asyncio.Task[None] | None = None
-        """The handler's, once it has one."""
+        self._running: Running | None = None
         self._disconnect: Any = None
         """The last message, once the client has left."""
         self._status = 403
@@ -124,17 +122,16 @@ class WebSocketConnection:
         parent, experiment = telemetry.parent_of(request.carrier)
         token = enter_request(values, experiment)
         self._record = record = telemetry.websocket(self._scope, parent, request.host, request.user_agent, self._route)
-        running = Running("WebSocket", values, asyncio.get_running_loop())
+        self._running = running = Running("WebSocket", values, asyncio.get_running_loop())
         agent.running.add(running)
         kept = None if values.session_id is None else agent.sessions.begin(values.session_id)
         try:
-            await self._converse(values)
+            await self._converse(values, running)
         except asyncio.CancelledError:
+            running.outlive_client(partial(agent.running.discard, running))  # its ``finally`` may take a while
             if not running.expired:
                 raise
             running.resume()
-            if self._task is not None:  # whose ``finally`` may take a while
-                running.outlive_client(TaskWork(self._task), partial(agent.running.discard, running))
             await self._close(GOING_AWAY)
         finally:
             if not running.outlives_client:
@@ -146,15 +143,12 @@ class WebSocketConnection:
 
     def _release_when_ended(self, place: Place) -> None:
         """Give up a place when the handler's code has ended, which it may not have where it was cancelled."""
-        if self._task is None:
+        if self._running is None or self._running.work is None:
             place.release()
         else:
-            TaskWork(self._task).when_ended(place.release)
+            self._running.work.when_ended(place.release)
 
-    def _note_task(self, task: "asyncio.Task[None]") -> None:
-        self._task = task
-
-    async def _converse(self, values: RequestValues) -> None:
+    async def _converse(self, values: RequestValues, running: Running) -> None:
         handler = self.handler
         if handler is None:
             logger.error("A WebSocket was opened, and no websocket handler is registered")
@@ -165,7 +159,7 @@ class WebSocketConnection:
             await self._run(handler, values, receive, send)
 
         error = await serve_on_agent_loop(
-            self._agent.execution, name_of(handler), run, self._receive_message, self._send_message, self._note_task
+            self._agent.execution, name_of(handler), run, self._receive_message, self._send_message, running
         )
         if error is None:
             await self._close(NORMAL_CLOSURE)

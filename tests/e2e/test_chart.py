@@ -1,5 +1,6 @@
 """The chart: Helm renders it, and what comes out is what a cluster accepts and an operator was promised."""
 
+import inspect
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ import helm_python as helm
 import httpx
 import kubernetes_validate
 import pytest
+import uvicorn
 import yaml
 from litestar_agentcore.protocol.settings import Settings
 from litestar_agentcore.version import __version__
@@ -47,6 +49,9 @@ OLDEST = "1.27"
 NEWEST = kubernetes_validate.latest_version()
 
 SESSION_HEADER = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
+
+SERVER_KEEP_ALIVE: int = inspect.signature(uvicorn.Config).parameters["timeout_keep_alive"].default
+"""Seconds after which the server closes a connection that no request uses."""
 
 MIB = 2**20
 
@@ -1114,11 +1119,28 @@ def test_envoy_gateway_hashes_the_header_for_the_route() -> None:
     assert policy["loadBalancer"] == {"type": "ConsistentHash", "consistentHash": hashing}
 
 
+def test_envoy_gateway_closes_idle_connections_before_the_server_does() -> None:
+    policy = render(example("affinity-envoy-gateway")).one("BackendTrafficPolicy")["spec"]
+    assert policy["timeout"] == {"http": {"connectionIdleTimeout": f"{SERVER_KEEP_ALIVE - 1}s"}}
+
+
+def test_envoy_gateway_leaves_it_to_the_agent_how_much_is_enough() -> None:
+    policy = render(example("affinity-envoy-gateway")).one("BackendTrafficPolicy")["spec"]
+    limits = ("maxConnections", "maxPendingRequests", "maxParallelRequests")
+    assert policy["circuitBreaker"] == dict.fromkeys(limits, 2**32 - 1)
+
+
 def test_istio_hashes_the_header_for_the_service() -> None:
     manifests = render(example("affinity-istio"), namespace="team-a")
     rule = manifests.one("DestinationRule")["spec"]
     assert rule["host"] == f"{manifests.one('Service')['metadata']['name']}.team-a.svc.cluster.local"
-    assert rule["trafficPolicy"]["loadBalancer"]["consistentHash"] == {"httpHeaderName": SESSION_HEADER}
+    hashing = {"httpHeaderName": SESSION_HEADER, "maglev": {}}
+    assert rule["trafficPolicy"]["loadBalancer"]["consistentHash"] == hashing
+
+
+def test_istio_closes_idle_connections_before_the_server_does() -> None:
+    rule = render(example("affinity-istio")).one("DestinationRule")["spec"]
+    assert rule["trafficPolicy"]["connectionPool"] == {"http": {"idleTimeout": f"{SERVER_KEEP_ALIVE - 1}s"}}
 
 
 def test_a_route_sets_streams_no_end_unless_told_to() -> None:

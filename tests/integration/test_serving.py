@@ -121,3 +121,17 @@ def test_a_port_that_is_in_use_is_an_error_that_says_so() -> None:
         ended = run_to_the_end(app_run(TINY, listener.getsockname()[1]))
     assert ended.returncode != 0
     assert "address already in use" in ended.stdout
+
+
+@pytest.mark.parametrize("command", [litestar_run, app_run])
+def test_an_idle_connection_is_kept_as_long_as_the_setting_says(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTCORE_KEEP_ALIVE_SECONDS", "0.5")
+    port = free_port()
+    with run(command(TINY, port), port) as server, server.connect() as connection:
+        connection.sendall(b"GET /ready HTTP/1.1\r\nHost: agent\r\n\r\n")
+        receive_until(connection, b'{"ready":true}')
+        began = time.monotonic()
+        assert connection.recv(1) == b"", "the server closes it"
+        assert 0.4 < time.monotonic() - began < 4, "uvicorn's own 5 s do not count"

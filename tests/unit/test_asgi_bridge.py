@@ -292,7 +292,7 @@ class TestSending:
             sending = connection.begin(send_all(connection.bridge))
             await eventually(lambda: server.begun)
             await asyncio.sleep(0.05)
-            assert (len(server.begun), len(connection.bridge._outgoing)) == (1, module.QUEUE_MESSAGES)
+            assert (len(server.begun), len(connection.bridge._sends)) == (1, module.QUEUE_MESSAGES)
             server.may_send.set()
             await sending
             assert server.sent == [text(number) for number in range(100)]
@@ -386,7 +386,7 @@ class TestClosing:
             else:  # the task that sends is there after one turn, and begins in the next
                 blocking.eventually(lambda: connection.bridge._callbacks._callbacks)
                 await asyncio.sleep(0)
-                assert connection.bridge._sender is not None
+                assert connection.bridge._sends
                 assert not connection.server.begun
             await connection.bridge.close(wait=False)
             async with asyncio.timeout(PATIENCE):

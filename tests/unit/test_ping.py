@@ -360,3 +360,22 @@ def test_a_head_request_is_answered_with_the_headers_of_get(client: Client) -> N
     assert (head.status_code, head.content) == (200, b"")
     for name in ("content-length", "content-type"):
         assert head.headers[name] == answer.headers[name]
+
+
+def test_a_function_for_which_there_is_no_thread_is_asked_again(
+    app: BedrockAgentCoreApp, client: Client, log: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.ping(lambda: PingStatus.HEALTHY_BUSY)
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "agentcore-ping":
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+
+    start_thread = threading.Thread.start
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        assert status(client) == "Healthy"
+        assert app.get_current_ping_status() == PingStatus.HEALTHY
+    assert status(client) == "HealthyBusy"
+    assert len([line for line in log.lines if line["level"] == "WARNING"]) == 1

@@ -27,6 +27,7 @@ VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_STREAM_IDLE_SECONDS", 0, "0.5", 0.5, ["-1", "nan", "1e999", "soon"]),
     ("AGENTCORE_SSE_KEEPALIVE_SECONDS", 15, "0", 0, ["-1", "nan", "1e999", "off"]),
     ("AGENTCORE_BODY_IDLE_SECONDS", 20, "0", 0, ["-1", "nan", "1e999", "off"]),
+    ("AGENTCORE_KEEP_ALIVE_SECONDS", 75, "5", 5, ["0", "-1", "nan", "1e999", "off"]),
     ("AGENTCORE_CANCEL_ON_DISCONNECT", False, "true", True, ["2", "maybe", "nope", "null", "01"]),
     ("AGENTCORE_SYNC_THREADS", 64, "8", 8, ["0", "-1", "1.5", "many", "1,000"]),
     ("AGENTCORE_PARKED_THREADS", 1000, "8", 8, ["0", "-1", "1.5", "many"]),

@@ -3,17 +3,21 @@
 import asyncio
 import inspect
 import json
+import random
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from contextvars import ContextVar, copy_context
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import anyio
 import pytest
 from litestar.testing import TestClient
 from litestar_agentcore import BedrockAgentCoreApp
+from litestar_agentcore.runtime import streams as module
 from litestar_agentcore.runtime.agent_loop import AgentLoop
 from litestar_agentcore.runtime.callbacks import callbacks_of
 from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, PlainEventStream
@@ -38,13 +42,13 @@ class Server:
         self.errors: list[BaseException] = []
 
     def plain(self, source: Generator[Any, Any, Any]) -> PlainEventStream:
-        stream = PlainEventStream(source, self.pool, self.callbacks, CAPACITY, self.errors.append)
-        self.pool.submit(stream.iterate)
+        stream = PlainEventStream(source, self.callbacks, CAPACITY, self.errors.append)
+        self.pool.submit(partial(stream.iterate, self.pool))
         return stream
 
     def asynchronous(self, source: AsyncGenerator[Any, Any]) -> AsyncEventStream:
         stream = AsyncEventStream(source, self.callbacks, CAPACITY, self.errors.append)
-        self.agent.loop.spawn(stream.iterate(), copy_context(), "stream")
+        self.task = self.agent.loop.spawn(stream.iterate(), copy_context(), "stream")
         return stream
 
 
@@ -82,9 +86,11 @@ async def never() -> AsyncGenerator[Any, None]:
 
 async def end_of(stream: EventStream) -> None:
     """Wait until the generator is closed."""
-    ended = threading.Event()
-    stream.when_ended(ended.set)
-    await eventually(ended.is_set)
+    await eventually(lambda: stream._ended)
+
+
+def is_paused(stream: EventStream) -> bool:
+    return stream._resume is not stream._resumed
 
 
 class TestPlainGenerators:
@@ -261,7 +267,7 @@ class TestAsyncGenerators:
         async def scenario(server: Server) -> None:
             stream = server.asynchronous(generate())
             await stream.take()
-            await eventually(lambda: stream._paused or where == "at an await")
+            await eventually(lambda: is_paused(stream) or where == "at an await")
             await asyncio.sleep(0.05)
             stream.close()
             await end_of(stream)
@@ -287,7 +293,7 @@ class TestAsyncGenerators:
         async def scenario(server: Server) -> None:
             stream = server.asynchronous(generate())
             await stream.take()
-            await eventually(lambda: stream._paused)
+            await eventually(lambda: is_paused(stream))
             stream.close()
             await end_of(stream)
 
@@ -379,7 +385,7 @@ class TestAsyncGenerators:
             await stream.take()
             stream.close()
             await eventually(lambda: seen == ["closing"])
-            stream.cancel()
+            server.agent.loop.call_soon_threadsafe(server.task.cancel)
             await end_of(stream)
 
         run(scenario)
@@ -397,17 +403,15 @@ class TestAsyncGenerators:
                 await proceed.wait()
 
         async def scenario(server: Server) -> None:
-            stream, ended = server.asynchronous(generate()), threading.Event()
-            stream.when_ended(ended.set)
+            stream = server.asynchronous(generate())
             await stream.take()
             stream.close()
             await eventually(closing.is_set)
             await asyncio.sleep(0.05)
-            assert not ended.is_set()
+            assert not stream._ended
             server.agent.loop.call_soon_threadsafe(proceed.set)
-            await eventually(ended.is_set)
-            stream.when_ended(ended.clear)
-            assert not ended.is_set()  # at once, where it has ended before
+            await eventually(server.task.done)
+            assert stream._ended
 
         run(scenario)
 
@@ -438,7 +442,7 @@ class TestTheBuffer:
         async def scenario(server: Server) -> None:
             stream = self.begin(server, kind, far, 10_000)
             for rounds in range(1, 20):
-                await eventually(lambda: stream._paused)
+                await eventually(lambda: is_paused(stream))
                 await asyncio.sleep(0.01)
                 assert 8 * rounds < len(far) <= 10 * rounds
                 await stream.take()
@@ -674,3 +678,115 @@ class TestWaking:
             stream.close()
 
         run(scenario)
+
+
+class Interleaving:
+    """Has the threads that use it take turns anywhere in the code of streams, between any two instructions."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(seed)
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._step
+
+    def _step(self, frame: FrameType, event: str, arg: object) -> Any:
+        if event == "opcode" and self._chance.random() < 0.05:
+            time.sleep(0)  # which passes the interpreter's lock on
+        return self._step
+
+
+@pytest.mark.parametrize("kind", ["plain", "asynchronous"])
+@pytest.mark.parametrize("seed", range(2))
+def test_no_event_and_no_wake_up_is_lost_wherever_the_two_sides_take_turns(kind: str, seed: int) -> None:
+    interleaving = Interleaving(seed)
+
+    async def scenario(server: Server) -> None:
+        server.agent.loop.call_soon_threadsafe(sys.settrace, interleaving)
+        for round_ in range(30):
+            capacity, length = (1, 50, CAPACITY)[round_ % 3], 60
+            if kind == "plain":
+                plain = PlainEventStream(count_plainly([], length), server.callbacks, capacity, server.errors.append)
+                server.pool.submit(partial(interleaved, partial(plain.iterate, server.pool)))
+                stream: EventStream = plain
+            else:
+                numbers = count_asynchronously([], length)
+                stream = asynchronous = AsyncEventStream(numbers, server.callbacks, capacity, server.errors.append)
+                server.agent.loop.spawn(asynchronous.iterate(), copy_context(), "stream")
+            async with asyncio.timeout(PATIENCE):
+                if round_ % 5 == 4:
+                    await stream.take()
+                    stream.close()
+                else:
+                    assert len(await take_all(stream)) == length
+                await end_of(stream)
+        server.agent.loop.call_soon_threadsafe(sys.settrace, None)
+
+    def interleaved(iterate: Callable[[], None]) -> None:
+        sys.settrace(interleaving)
+        try:
+            iterate()
+        finally:
+            sys.settrace(None)
+
+    before = sys.gettrace()
+    sys.settrace(interleaving)
+    try:
+        run(scenario)
+    finally:
+        sys.settrace(before)
+
+
+def test_an_inline_stream_whose_sender_is_cancelled_before_it_begins_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTCORE_HANDLER_ISOLATION", "inline")
+    app = BedrockAgentCoreApp()
+    closed = threading.Event()
+
+    async def generate() -> AsyncGenerator[Any, None]:
+        try:
+            while True:
+                yield "x" * 100_000
+        finally:
+            closed.set()
+
+    def cancel_senders() -> None:
+        tasks = asyncio.all_tasks()
+        senders = [task for task in tasks if getattr(task.get_coro(), "__qualname__", "") == "Answer._send_events"]
+        assert len(senders) == 1
+        senders[0].cancel()
+
+    @app.entrypoint
+    async def handler(payload: Any) -> Any:
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(cancel_senders)
+        return generate()
+
+    async def main() -> None:
+        scope: Any = {
+            "type": "http",
+            "method": "POST",
+            "path": "/invocations",
+            "raw_path": b"/invocations",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            if receive_once:
+                return receive_once.pop()
+            return await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        receive_once = [{"type": "http.request", "body": b"{}", "more_body": False}]
+        serving = asyncio.ensure_future(app(scope, receive, send))
+        _, waiting = await asyncio.wait({serving}, timeout=PATIENCE)
+        assert not waiting
+        assert closed.is_set()
+        assert sent == []
+
+    asyncio.run(main())

@@ -128,6 +128,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     body_idle_seconds: SecondsOrOff = 20.0
     """How long the body of a request may make no progress before it is answered 408 and cut off; 0 for any time."""
 
+    keep_alive_seconds: PositiveSeconds = 75.0
+    """How long a connection may be idle between two requests before it is closed.
+
+    Longer than proxies keep theirs (nginx and AWS's load balancers 60 s): one that closes first cannot send a request
+    into a connection that is just being closed.
+    """
+
     cancel_on_disconnect: bool = False
     """Whether the handler of an invocation that is no stream is cancelled when its client leaves."""
 

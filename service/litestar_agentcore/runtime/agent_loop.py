@@ -6,12 +6,14 @@ import contextlib
 import heapq
 import logging
 import os
+import queue
 import selectors
 import sys
 import threading
 import traceback
+import types
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
 from time import monotonic
@@ -19,7 +21,7 @@ from types import FrameType
 from typing import Any, TypeVarTuple, Unpack
 
 from litestar_agentcore.runtime.callbacks import call_threadsafe
-from litestar_agentcore.runtime.forking import end_child
+from litestar_agentcore.runtime.forking import end_stray_child
 from litestar_agentcore.runtime.tasks import make_task
 from litestar_agentcore.runtime.threads import ThreadPool
 from litestar_agentcore.runtime.watchdog import Runner, Watchdog
@@ -49,11 +51,9 @@ class _DaemonExecutor(concurrent.futures.Executor):
         def call() -> None:
             if outcome.set_running_or_notify_cancel():
                 try:
-                    result = fn(*args, **kwargs)
+                    outcome.set_result(fn(*args, **kwargs))
                 except BaseException as error:
                     outcome.set_exception(error)
-                else:
-                    outcome.set_result(result)
 
         self._pool.submit(call)
         return outcome
@@ -73,21 +73,15 @@ class _Selector(selectors.DefaultSelector):
         """Whether the loop has to be woken up for a callback that another thread adds."""
         self.turn_began = 0.0
         """When the loop began its present turn, in monotonic seconds; 0 while it waits."""
-        self.in_child = False
-        """Whether this is a process that was forked on the loop's thread, which must leave the parent's files alone."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait for the files of the loop, for its next timer, or for a callback from another thread."""
         self.turn_began = 0.0
-        if self.in_child:
-            end_child()
-        if timeout is None or timeout > 0:
-            # In this order: a thread that adds a callback asks afterwards whether the loop waits.
-            self.waiting = True
-            events = super().select(0 if self.has_callbacks() else timeout)
-            self.waiting = False
-        else:
-            events = super().select(timeout)
+        end_stray_child()  # which must leave the parent's files alone
+        # In this order: a thread that adds a callback asks afterwards whether the loop waits.
+        self.waiting = timeout is None or timeout > 0
+        events = super().select(0 if self.has_callbacks() else timeout)
+        self.waiting = False
         self.turn_began = monotonic()
         if (watchdog := self.watchdog) is not None and watchdog.asleep:
             watchdog.wake()
@@ -107,8 +101,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         self._callbacks: Any = self._ready  # type: ignore[attr-defined]
         self.turns.has_callbacks = self._callbacks.__len__
         self._default_executor = _DaemonExecutor()
-        self._wake_requested = threading.Lock()
-        self._wake_requested.acquire()
+        self._wake_requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._batching: int | None = None
         self._waker: asyncio.AbstractEventLoop | None = None
         self._started: set[asyncio.Task[Any]] = set()
@@ -129,8 +122,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         handle = self._schedule(callback, args, context)
         if self.turns.waiting and self._batching != threading.get_ident():
             self.turns.waiting = False
-            with contextlib.suppress(RuntimeError):  # it has been asked, and did not come to it yet
-                self._wake_requested.release()
+            self._wake_requests.put(True)
         return handle
 
     def call_soon_threadsafe(
@@ -138,8 +130,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.Handle:
         """Call a function in the loop's next turn, and wake the loop at once; from any thread."""
         handle = self._schedule(callback, args, context)
-        if self.turns.waiting:
-            self._wake()
+        self._wake()
         return handle
 
     def _schedule(self, callback: Any, args: Any, context: Context | None) -> asyncio.Handle:
@@ -151,7 +142,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
 
     def wakes(self) -> None:
         """Wake the loop each time that :meth:`call_soon` asks for it, until the loop is closed; in a thread's body."""
-        while self._wake_requested.acquire() and not self.is_closed():
+        while self._wake_requests.get():
             self._write_to_self()  # type: ignore[attr-defined]
 
     def call_at(
@@ -201,19 +192,19 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
             caller = asyncio._get_running_loop()  # noqa: SLF001 - which does not raise, unlike its public twin
             if caller is None or caller is self:
                 self._wake()
-            elif self._waker is not caller:
+            elif self._waker is not caller:  # once a turn, or what is left of it wakes the loop again
                 self._waker = caller
-                caller.call_soon(self._wake_now)
+                caller.call_soon(self._wake_for_turn)
         return task
 
-    def _wake(self) -> None:
-        self.turns.waiting = False
-        self._write_to_self()  # type: ignore[attr-defined]
-
-    def _wake_now(self) -> None:
+    def _wake_for_turn(self) -> None:
         self._waker = None
+        self._wake()
+
+    def _wake(self) -> None:
         if self.turns.waiting:
-            self._wake()
+            self.turns.waiting = False
+            self._write_to_self()  # type: ignore[attr-defined]
 
     def runs_forever(self) -> None:
         """Run until :meth:`end_when_idle`, whatever the code on the loop does to it, in the loop's thread."""
@@ -230,8 +221,7 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
                     logger.warning("A handler stopped the agent's event loop, which goes on")
         self.turns.turn_began = 0.0  # it holds nobody up any more, however long it takes to close
         self.close()
-        with contextlib.suppress(RuntimeError):
-            self._wake_requested.release()
+        self._wake_requests.put(False)
 
     def close(self) -> None:
         """Close the loop once its thread has ended it.
@@ -242,11 +232,6 @@ class AgentEventLoop(asyncio.SelectorEventLoop):
         if not self._ended and self.thread is not None and self.thread.is_alive():
             raise RuntimeError("The agent's event loop runs every async handler, and cannot be closed by one of them")
         super().close()
-
-    def leave_to_parent(self) -> None:
-        """Run nothing more, in a process that was forked on the loop's thread: all that waits here is the parent's."""
-        self._callbacks.clear()
-        self.turns.in_child = True
 
     def end_when_idle(self) -> None:
         """End the thread and close the loop once no task is left on it."""
@@ -273,9 +258,10 @@ _loops: "weakref.WeakSet[AgentEventLoop]" = weakref.WeakSet()
 
 
 def _leave_to_parent() -> None:
+    """Run nothing more, in a process that was forked on the loop's thread: all that waits here is the parent's."""
     for loop in _loops:
         if loop.thread is threading.current_thread():
-            loop.leave_to_parent()
+            loop._callbacks.clear()  # noqa: SLF001
 
 
 if hasattr(os, "register_at_fork"):
@@ -402,13 +388,11 @@ async def _cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
             logger.warning("A task did not end when it was cancelled: %r", task)
 
 
-_inline_tasks: set[asyncio.Task[None]] = set()
-"""Kept until their end: asyncio itself has but weak references."""
+@types.coroutine
+def task_begins() -> Generator[None, None, None]:
+    """Wait for the first step of the task; the first thing in the ``try`` of a coroutine.
 
-
-def spawn_inline(coroutine: Coroutine[Any, Any, None], context: Context, name: str) -> "asyncio.Task[None]":
-    """Run a coroutine on the running loop, for handlers that are trusted never to block it; see ``Execution.spawn``."""
-    task = asyncio.get_running_loop().create_task(coroutine, name=name, context=context)
-    _inline_tasks.add(task)
-    task.add_done_callback(_inline_tasks.discard)
-    return task
+    A task that is cancelled before that step throws into its coroutine, which does not see it where it has not begun.
+    So it is sent ``None`` before it is given to the task, and waits here.
+    """
+    yield

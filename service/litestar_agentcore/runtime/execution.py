@@ -6,10 +6,10 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from litestar_agentcore.protocol.serialization import encode
-from litestar_agentcore.runtime.agent_loop import AgentLoop, spawn_inline
+from litestar_agentcore.runtime.agent_loop import AgentLoop, task_begins
 from litestar_agentcore.runtime.callbacks import CallbackQueue, call_threadsafe
 from litestar_agentcore.runtime.failure import Failure
 from litestar_agentcore.runtime.forking import end_stray_child
@@ -18,6 +18,8 @@ from litestar_agentcore.runtime.streams import AsyncEventStream, EventStream, Pl
 from litestar_agentcore.runtime.threads import ThreadPool
 
 logger = logging.getLogger(__name__)
+
+Stream = TypeVar("Stream", bound=EventStream)
 
 _PLAIN_VALUES = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
 """Types of which a value is neither a generator nor a response."""
@@ -85,7 +87,9 @@ class Execution:
         Returns:
             Its task. To be cancelled on its loop.
         """
-        return (spawn_inline if self.inline else self.agent_loop.loop.spawn)(coroutine, context, name)
+        if self.inline:
+            return asyncio.get_running_loop().create_task(coroutine, name=name, context=context)
+        return self.agent_loop.loop.spawn(coroutine, context, name)
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the agent's loop and wait for it, from another loop; a cancellation crosses over.
@@ -105,39 +109,38 @@ class HandlerCall:
 
     Args:
         execution: Where handlers run.
-        handler: The inspected handler.
-        payload: Its first argument.
-        context: Its second argument, where it takes one.
+        name: The handler's name in the log.
+        kind: What kind of handler it is.
+        start: Calls it.
         callbacks: Reach the loop that accepts requests.
         observer: Is told of what the handler raises.
     """
 
     __slots__ = (
-        "_callbacks", "_cancelled", "_context", "_ended", "_execution", "_handed_over", "_handler", "_observer",
-        "_on_end", "_outcome", "_payload", "_task",
+        "_callbacks", "_cancelled", "_ended", "_execution", "_kind", "_name", "_observer", "_on_end", "_outcome",
+        "_start", "_task",
     )  # fmt: skip
 
     def __init__(
         self,
         execution: Execution,
-        handler: Handler,
-        payload: Any,
-        context: Any,
+        name: str,
+        kind: HandlerKind,
+        start: Callable[[], Any],
         callbacks: CallbackQueue,
         observer: Observer,
     ) -> None:
         self._execution = execution
-        self._handler = handler
-        self._payload = payload
-        self._context = context
+        self._name = name
+        self._kind = kind
+        self._start = start
         self._callbacks = callbacks
         self._observer = observer
         self._outcome: asyncio.Future[Any] = callbacks.loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
-        self._handed_over = False
         self._ended = False
-        self._on_end: Callable[[], object] | None = None
+        self._on_end: list[Callable[[], object]] = []
 
     async def run_here(self) -> Any:
         """Run a coroutine handler in the current task, where handlers run inline.
@@ -146,12 +149,11 @@ class HandlerCall:
             What :meth:`run` returns. Of an :class:`AsyncEventStream` this task is to run ``iterate()``.
         """
         try:
-            result = self._result_of(await self._handler.call(self._payload, self._context))
-        except asyncio.CancelledError as error:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise  # not the handler's own
-            return self._observer.describe(error)
+            result = self._result_of(await self._start())
         except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # not the handler's own
             return self._observer.describe(error)
         if isinstance(result, PlainEventStream):
             self._iterate_in_thread(result)
@@ -164,18 +166,15 @@ class HandlerCall:
             The encoded value, the stream of what it yields, the response that it made itself, its failure, or ``None``
             after :meth:`abandon`.
         """
-        execution, handler, context = self._execution, self._handler, copy_context()
-        if handler.kind is HandlerKind.ASYNC_GENERATOR:
-            try:
-                stream = self._stream_of(handler.call(self._payload, self._context))
-            except Exception as error:  # a callable object may do more than make a generator
-                return self._observer.describe(error)
-            self._spawn_stream(stream, context)
+        kind, context = self._kind, copy_context()
+        if kind is HandlerKind.ASYNC_GENERATOR:
+            stream = self._stream_of(self._start(), AsyncEventStream)
+            self._spawn(context, self._iterate, stream)
             return stream
-        if handler.kind is HandlerKind.COROUTINE:
-            self._spawn(partial(handler.call, self._payload, self._context), context)
+        if kind is HandlerKind.COROUTINE:
+            self._spawn(context, self._run_async)
         else:
-            execution.pool.submit(partial(context.run, self._run_in_thread))
+            self._execution.pool.submit(partial(context.run, self._run_in_thread))
         try:
             return await self._outcome
         except asyncio.CancelledError:
@@ -184,15 +183,16 @@ class HandlerCall:
 
     # -- On the loop that accepts requests
 
-    def abandon(self) -> None:
-        """Let the handler run on, and drop its outcome: its client has left."""
+    def abandon(self, *, cancel: bool) -> None:
+        """Drop the handler's outcome: its client has left.
+
+        Args:
+            cancel: Whether to cancel the handler where it can be, and not to let it run on.
+        """
         if not self._outcome.done():
             self._outcome.set_result(None)
-
-    def abandon_and_cancel(self) -> None:
-        """Cancel the handler where it can be, else let it run on and drop its outcome: its client has left."""
-        self.abandon()
-        self.cancel()
+        if cancel:
+            self.cancel()
 
     def cancel(self) -> None:
         """Cancel the handler, where it is an async one or has become one; a plain one runs on."""
@@ -200,12 +200,14 @@ class HandlerCall:
         outcome = self._outcome
         if not outcome.cancel() and not outcome.cancelled() and isinstance(stream := outcome.result(), EventStream):
             stream.close()  # the task that asked was cancelled before it could take it
-        if self._task is not None:
-            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        if (task := self._task) is not None:
+            loop = task.get_loop()
+            # A turn later: what was received before, that the client has left above all, reaches the handler first.
+            call_threadsafe(loop, loop.call_soon, task.cancel)
 
     def when_ended(self, function: Callable[[], object]) -> None:
         """Call a function once the handler's code has ended, on whichever thread that is; at once where it has."""
-        self._on_end = function
+        self._on_end.append(function)
         if self._ended:
             function()
 
@@ -215,87 +217,71 @@ class HandlerCall:
         elif isinstance(result, EventStream):
             result.close()  # the task that asked was cancelled
 
-    def _spawn(self, start: Callable[[], Awaitable[Any]], context: Context) -> "asyncio.Task[None]":
-        self._task = task = self._execution.spawn(self._run_async(start), context, self._handler.name)
-        task.add_done_callback(self._settle_unbegun, context=context)
-        return task
-
-    def _spawn_awaitable(self, value: Awaitable[Any], context: Context) -> None:
-        """Go on with what plain code returned as an async handler does."""
-        task = self._spawn(lambda: value, context)
-        if inspect.iscoroutine(value):
-            task.add_done_callback(lambda _: value.close())  # where it was cancelled before it was begun
-
-    def _spawn_stream(self, stream: AsyncEventStream, context: Context) -> None:
-        stream.iterated_by(self._execution.spawn(stream.iterate(), context, self._handler.name), context)
+    def _spawn(self, context: Context, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        coroutine = function(*args)
+        coroutine.send(None)  # see task_begins()
+        self._task = self._execution.spawn(coroutine, context, self._name)
 
     # -- On the handler's side
 
-    def _hand_over(self, result: object) -> None:
-        """Hand over what the handler came to, as the last that it does but for its stream."""
-        self._handed_over = True
-        if isinstance(result, EventStream):
-            result.when_ended(self._end)
-        self._callbacks.call_soon(self._settle, result)
-        if not isinstance(result, EventStream):
-            self._end()
-
-    def _settle_unbegun(self, _: "asyncio.Task[None]") -> None:
-        """Hand over that the task was cancelled before its first step, of which it ran nothing."""
-        if not self._handed_over:
-            self._hand_over(self._failure_of(asyncio.CancelledError()))
-
-    def _end(self) -> None:
-        # Here and not on the loop that asked, which may be closed by now.
-        self._ended = True
-        if self._on_end is not None:
-            self._on_end()
-
-    async def _run_async(self, start: Callable[[], Awaitable[Any]]) -> None:
-        """Run a coroutine, and iterate the async generator that it returns in the same task."""
-        if self._cancelled:
-            self._hand_over(None)
-            return
+    async def _run_async(self, value: Awaitable[Any] | None = None) -> None:
+        """Run a coroutine handler, or go on with what plain code returned as it does; its async generator included."""
+        result: Any = None
         try:
-            result = self._result_of(await start())
+            await task_begins()
+            if not self._cancelled:
+                awaitable = self._start() if value is None else value
+                result = self._result_of(await awaitable)
         except BaseException as error:
-            result = self._failure_of(error)
-        self._hand_over(result)
+            if not (isinstance(error, asyncio.CancelledError) and self._outcome.done()):
+                result = self._observer.describe(error)
+        if inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
+            value.close()  # or Python warns that it was never awaited
+        self._callbacks.call_soon(self._settle, result)
         if isinstance(result, AsyncEventStream):
             await result.iterate()
         elif isinstance(result, PlainEventStream):
             self._iterate_in_thread(result)
+            return
+        self._end()
 
-    def _failure_of(self, error: BaseException) -> Failure | None:
-        is_dropped = isinstance(error, asyncio.CancelledError) and self._outcome.done()
-        return None if is_dropped else self._observer.describe(error)
+    async def _iterate(self, stream: AsyncEventStream) -> None:
+        await stream.iterate()
+        self._end()
 
     def _run_in_thread(self) -> None:
         """Run plain code, or the only step of a coroutine, and iterate the plain generator that it returns."""
-        if self._cancelled:  # while it waited for a thread
-            self._hand_over(None)
-            return
-        one_step = self._handler.kind is HandlerKind.ONE_STEP
+        one_step = self._kind is HandlerKind.ONE_STEP
+        result: Any = None
         # What its value does while it is encoded may ask for the running loop as well.
         asyncio._set_running_loop(self._execution.agent_loop.loop if one_step else None)  # noqa: SLF001
         try:
-            value = self._handler.call(self._payload, self._context)
-            if one_step:
-                value = _only_step(value)
-            if _is_awaitable(value):
-                self._callbacks.call_soon(self._spawn_awaitable, value, copy_context())
-                return
-            result = self._result_of(value)
+            if not self._cancelled:  # while it waited for a thread
+                value = self._start()
+                if one_step:
+                    value = _only_step(value)
+                if _is_awaitable(value):
+                    self._callbacks.call_soon(self._spawn, copy_context(), self._run_async, value)
+                    return
+                result = self._result_of(value)
         except BaseException as error:
             result = self._observer.describe(error)
         finally:
             end_stray_child()
             asyncio._set_running_loop(None)  # noqa: SLF001
+        self._callbacks.call_soon(self._settle, result)
         if isinstance(result, AsyncEventStream):
-            self._callbacks.call_soon(self._spawn_stream, result, copy_context())
-        self._hand_over(result)
+            self._callbacks.call_soon(self._spawn, copy_context(), self._iterate, result)
+            return
         if isinstance(result, PlainEventStream):
-            result.iterate()
+            result.iterate(self._execution.pool)
+        self._end()
+
+    def _end(self) -> None:
+        # Here and not on the loop that asked, which may be closed by now.
+        self._ended = True
+        for function in self._on_end:
+            function()
 
     def _result_of(self, value: Any) -> Any:
         """Encode what a handler returned, here on its side, where a large value does not hold up the accepting loop."""
@@ -303,43 +289,24 @@ class HandlerCall:
             if type(value) in _PLAIN_VALUES:
                 return encode(value)
             if isinstance(value, AsyncGenerator):
-                return self._stream_of(value)
+                return self._stream_of(value, AsyncEventStream)
             if isinstance(value, Generator):
-                execution = self._execution
-                capacity, note = execution.stream_capacity, self._observer.note
-                return PlainEventStream(value, execution.pool, self._callbacks, capacity, note)
+                return self._stream_of(value, PlainEventStream)
             if (response := self._execution.as_response(value)) is not None:
                 return response
         except Exception:  # its class cannot be hashed, or the object does not let itself be asked what it is
             logger.debug("A value of type %s is taken for one that is to be encoded", type(value), exc_info=True)
         return encode(value)
 
-    def _stream_of(self, source: AsyncGenerator[Any, Any]) -> AsyncEventStream:
-        return AsyncEventStream(source, self._callbacks, self._execution.stream_capacity, self._observer.note)
+    def _stream_of(self, source: object, kind: type[Stream]) -> Stream:
+        return kind(source, self._callbacks, self._execution.stream_capacity, self._observer.note)
 
     def _iterate_in_thread(self, stream: PlainEventStream) -> None:
-        self._execution.pool.submit(partial(copy_context().run, stream.iterate))
+        def iterate() -> None:
+            stream.iterate(self._execution.pool)
+            self._end()
 
-
-class TaskWork:
-    """What one task does for a request, as what may outlive its client; see :class:`running.HandlerWork`.
-
-    Args:
-        task: The task.
-    """
-
-    __slots__ = ("_task",)
-
-    def __init__(self, task: "asyncio.Task[None]") -> None:
-        self._task = task
-
-    def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function once the task is done."""
-        self._task.add_done_callback(lambda _: function())
-
-    def cancel(self) -> None:
-        """Cancel the task; from any thread."""
-        call_threadsafe(self._task.get_loop(), self._task.cancel)
+        self._execution.pool.submit(partial(copy_context().run, iterate))
 
 
 def _is_awaitable(value: Any) -> bool:

@@ -181,9 +181,12 @@ class Health:
             if self._probe is None or self._probe.done():
                 probe: concurrent.futures.Future[Any] = concurrent.futures.Future()
                 self._probe = probe
-                threading.Thread(
-                    target=self._run_probe, args=(function, probe), name="agentcore-ping", daemon=True
-                ).start()
+                thread = threading.Thread(target=self._run_probe, args=(function, probe), name="agentcore-ping")
+                thread.daemon = True
+                try:
+                    thread.start()
+                except RuntimeError as error:  # there are too many threads
+                    probe.set_exception(error)
             return self._probe
 
     def _run_probe(self, function: PingFunction, probe: "concurrent.futures.Future[Any]") -> None:

@@ -4,22 +4,15 @@ import asyncio
 import logging
 from collections.abc import Callable
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from litestar_agentcore.protocol.context import RequestValues, current_request
 from litestar_agentcore.runtime.callbacks import call_threadsafe
 
+if TYPE_CHECKING:
+    from litestar_agentcore.runtime.execution import HandlerCall
+
 logger = logging.getLogger(__name__)
-
-
-class HandlerWork(Protocol):
-    """The code of a handler that was called for a request."""
-
-    def when_ended(self, function: Callable[[], object]) -> None:
-        """Call a function once the handler's code has ended; at once where it has."""
-
-    def cancel(self) -> None:
-        """Cancel it, where it can be cancelled; from any thread."""
 
 
 class Running:
@@ -31,7 +24,9 @@ class Running:
         loop: The loop that serves it, in a task of which this is called.
     """
 
-    __slots__ = ("__weakref__", "_work", "began", "expired", "kind", "stopped", "task", "values")
+    __slots__ = (
+        "__weakref__", "began", "expired", "kind", "outlives_client", "stopped", "task", "values", "work",
+    )  # fmt: skip
 
     def __init__(self, kind: str, values: RequestValues, loop: asyncio.AbstractEventLoop) -> None:
         self.kind = kind
@@ -42,22 +37,25 @@ class Running:
         """Whether it was ended because the service's time to shut down was over, or with its session."""
         self.stopped = False
         """Whether it was ended with its session."""
-        self._work: HandlerWork | None = None
+        self.work: HandlerCall | None = None
+        """The call of its handler, once there is one."""
+        self.outlives_client = False
+        """Whether it is only there for what its handler still does."""
 
-    def outlive_client(self, work: HandlerWork, on_end: Callable[[], object]) -> None:
-        """Go on as what a handler still does once its client has left.
+    def outlive_client(self, on_end: Callable[[], object]) -> None:
+        """Go on as what its handler, if it was called, still does once the client has left.
 
         Args:
-            work: The handler's code.
             on_end: Called once that has ended, on any thread.
         """
-        self._work = work
-        work.when_ended(on_end)
+        if self.work is not None:
+            self.outlives_client = True
+            self.work.when_ended(on_end)
 
-    @property
-    def outlives_client(self) -> bool:
-        """Whether it is only there for what its handler still does."""
-        return self._work is not None
+    def cancel_work(self) -> None:
+        """Cancel what the handler still does, if anything. From any thread."""
+        if (work := self.work) is not None:
+            work.cancel()
 
     def expire(self, *, stopped: bool = False) -> None:
         """End it: the service's time to shut down is over. From any thread.
@@ -66,8 +64,8 @@ class Running:
             stopped: Whether its session is stopped instead.
         """
         self.announce_expiry(stopped=stopped)
-        if self._work is not None:
-            self._work.cancel()
+        if self.outlives_client:
+            self.cancel_work()
         elif self.task is not None:
             loop = self.task.get_loop()
             if asyncio._get_running_loop() is loop:  # noqa: SLF001 - which does not raise, unlike its public twin

@@ -101,11 +101,8 @@ class ThreadPool:
                 self._free += 1
                 self._idle.append(next_calls)
                 self._fill_places()
-                if self._closed and next_calls in self._idle:
-                    self._idle.remove(next_calls)
-                    return
             try:
-                call = next_calls.get(timeout=IDLE_SECONDS)
+                call = next_calls.get(timeout=0 if self._closed else IDLE_SECONDS)
             except queue.Empty:
                 with self._lock:
                     if next_calls in self._idle:
@@ -149,6 +146,5 @@ class ThreadPool:
 
     def close(self) -> None:
         """End every thread as soon as it has nothing to do, those included whose call runs now."""
-        with self._lock:
-            self._closed = True
+        self._closed = True
         self.trim()
