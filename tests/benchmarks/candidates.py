@@ -11,10 +11,11 @@ from tests.benchmarks import environments
 from tests.benchmarks.environments import HERE, ROOT
 
 AGENT = HERE / "agents" / "agent.py"
+A2A_AGENT = HERE / "agents" / "a2a_agent.py"
 OURS_IMPORT = "from litestar_agentcore import BedrockAgentCoreApp"
 SDK_IMPORT = "from bedrock_agentcore.runtime import BedrockAgentCoreApp"
 
-LOADS = (
+INVOCATIONS = (
     "unary-async",
     "unary-one-step",
     "unary-sync",
@@ -24,6 +25,10 @@ LOADS = (
     "open-streams",
     "cold-start",
 )
+"""Loads of plain HTTP."""
+
+A2A = "unary-a2a"
+LOADS = (*INVOCATIONS, A2A)
 
 Write = Callable[[Path], Sequence[str]]
 
@@ -51,25 +56,44 @@ def ours(root: Path = ROOT, suffix: str = "") -> list[Candidate]:
     checkout = {"PYTHONPATH": os.pathsep.join(str(root / directory) for directory in ("service", "telemetry"))}
     silent = {**checkout, "OTEL_SDK_DISABLED": "true"}
     inline = {"AGENTCORE_HANDLER_ISOLATION": "inline"}
-    every, quick = frozenset(LOADS), frozenset(LOADS) - {"unary-one-step", "unary-sync", "stream-sync", "open-streams"}
+    every, quick = (
+        frozenset(INVOCATIONS),
+        frozenset(INVOCATIONS) - {"unary-one-step", "unary-sync", "stream-sync", "open-streams"},
+    )
     title = f"this runtime{suffix}"
     return [
         Candidate(f"isolated-traced{suffix}", f"{title}, telemetry on", every, prepare, True, checkout),
         Candidate(f"isolated{suffix}", f"{title}, telemetry off", every, prepare, False, silent),
         Candidate(f"inline-traced{suffix}", f"{title} inline, telemetry on", quick, prepare, True, checkout | inline),
         Candidate(f"inline{suffix}", f"{title} inline, telemetry off", quick, prepare, False, silent | inline),
+        # Without the library's own spans, which are many and not ours.
+        _a2a(f"a2a-traced{suffix}", f"{title}, telemetry on", "ours", True, checkout | LIBRARY_UNTRACED),
+        _a2a(f"a2a{suffix}", f"{title}, telemetry off", "ours", False, silent),
     ]
+
+
+LIBRARY_UNTRACED = {"OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false"}
+
+
+def _a2a(name: str, title: str, runtime: str, traced: bool, environment: dict[str, str]) -> Candidate:
+    def prepare(directory: Path) -> Sequence[str]:
+        agent = shutil.copy(A2A_AGENT, directory)
+        return [str(environments.a2a()), str(agent), runtime]
+
+    return Candidate(name, title, frozenset({A2A}), prepare, traced, environment)
 
 
 def peers() -> list[Candidate]:
     """The official runtimes, and the limit."""
     return [
-        Candidate("python-traced", "Python SDK, traced", frozenset(LOADS), _sdk_traced, True),
-        Candidate("python", "Python SDK", frozenset(LOADS), _sdk),
-        Candidate("typescript", "TypeScript SDK", frozenset(LOADS) - {"stream-sync"}, _typescript),
+        Candidate("python-traced", "Python SDK, traced", frozenset(INVOCATIONS), _sdk_traced, True),
+        Candidate("python", "Python SDK", frozenset(INVOCATIONS), _sdk),
+        Candidate("typescript", "TypeScript SDK", frozenset(INVOCATIONS) - {"stream-sync"}, _typescript),
         Candidate(
             "limit", "bare ASGI", frozenset({"unary-async", "unary-one-step", "stream-async", "cold-start"}), _limit
         ),
+        _a2a("a2a-python", "Python SDK", "sdk", False, {}),
+        _a2a("a2a-bare", "a2a-sdk alone", "bare", False, {}),
     ]
 
 

@@ -13,6 +13,7 @@ ROOT = HERE.parent.parent
 OURS = ROOT / ".venv-ours"
 PEER = ROOT / ".venv-peer"
 PEER_TRACED = ROOT / ".venv-peer-traced"
+PEER_A2A = ROOT / ".venv-peer-a2a"
 NPM_PEER = ROOT / ".npm-peer"
 
 FOREIGN = ("AGENTCORE_", "AGENT_NAME", "DOCKER_CONTAINER", "KUBERNETES_", "NODE_", "OTEL_", "PYTEST_", "PYTHON")
@@ -57,6 +58,11 @@ def python_peer() -> Path:
 def traced_python_peer() -> Path:
     """The Python of the environment with the official SDK and OpenTelemetry's distribution."""
     return _venv(PEER_TRACED, HERE / "requirements-peer-traced.txt")
+
+
+def a2a() -> Path:
+    """The Python of the environment with the a2a-sdk, what this runtime needs, and the official SDK."""
+    return _venv(PEER_A2A, ROOT / "tests/e2e/requirements-a2a.txt")
 
 
 def npm_peer() -> Path:
