@@ -8,34 +8,42 @@
 # A digest pins the base to its bytes: --build-arg PYTHON_IMAGE=python:3.13-slim@sha256:...
 ARG PYTHON_IMAGE=python:3.13-slim
 
-FROM ${PYTHON_IMAGE} AS build
+FROM ${PYTHON_IMAGE} AS dependencies
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
-RUN python -m venv /opt/venv && python -m venv --without-pip /opt/build
 # Only wheels, and only those whose hashes are known: no compiler, and no code of a dependency's runs here.
-COPY requirements/runtime.txt requirements/build.txt requirements/
-RUN /opt/venv/bin/pip install --require-hashes --only-binary=:all: --no-compile --requirement requirements/runtime.txt \
+# The root file system is read-only when it matters, so bytecode has to be there from the beginning. It is trusted without
+# a look at the source's timestamp, which not every builder keeps. What no server imports goes without.
+COPY requirements/runtime.txt requirements/
+RUN python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --require-hashes --only-binary=:all: --no-compile --requirement requirements/runtime.txt \
+    && find /opt/venv -name __pycache__ -prune -exec rm -r {} + \
+    && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
+        -x '/site-packages/(faker|pip|pygments|setuptools)/' /opt/venv/lib
+
+FROM dependencies AS service
+COPY requirements/build.txt requirements/
+RUN python -m venv --without-pip /opt/build \
     && /opt/venv/bin/pip --python /opt/build/bin/python install --require-hashes --only-binary=:all: \
         --requirement requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY telemetry telemetry
+# Below /service the wheel lies as it will below /.
 RUN /opt/build/bin/hatchling build --target wheel \
-    && /opt/venv/bin/pip install --no-deps --no-index --no-compile dist/*.whl
-# The root file system is read-only when it matters, so bytecode has to be there from the beginning. It is trusted without
-# a look at the source's timestamp, which not every builder keeps. What no server imports goes without.
-RUN find /opt/venv -name __pycache__ -prune -exec rm -r {} + \
-    && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
-        -x '/site-packages/(faker|pip|pygments|setuptools)/' /opt/venv/lib
+    && /opt/venv/bin/pip install --no-deps --no-index --no-compile --root /service dist/*.whl \
+    && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /service -p / /service
 
 FROM ${PYTHON_IMAGE}
 # The base comes without the standard library's bytecode: most of a start would go into compiling it, each time anew.
 RUN STDLIB="$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
         -x '/(ensurepip|idlelib|site-packages|test|tkinter|turtledemo)/' "$STDLIB"
-COPY --from=build /opt/venv /opt/venv
+# Two layers: a new release of the service costs the second one alone.
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=service /service/opt/venv /opt/venv
 # HOME and LOGNAME, since the user that the platform chooses need not be in /etc/passwd.
 ENV PATH=/opt/venv/bin:$PATH \
     VIRTUAL_ENV=/opt/venv \

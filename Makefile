@@ -1,8 +1,10 @@
 # make run    serve the quick-start agent          make lock    renew the locked requirements
 # make test   lint, types, unit, integration       make clean   remove what make made
 # make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Envoy, Helm
+# make cluster  the chart in the cluster that KUBECONFIG names, or in one that is made for it; see docs/kubernetes.md
 # make bench  the benchmarks against the peers; needs wrk and Node.js
 # make clients  AWS's clients for Python, JavaScript, Go and Java; needs Node.js with npm, Go, and a JDK with Maven
+# make image  builds and runs the image with buildah and podman, and prints its figures; make arm64 the same under QEMU; as root
 # make docs   the documentation as a site, in build/docs; make reference writes docs/settings.md
 # make reliability  overload, faults, ends and a long load, ours and the official SDK; an hour
 
@@ -17,7 +19,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e bench clients reliability fuzz audit pictures dashboards docs reference lock clean
+.PHONY: run test lint types e2e cluster bench clients reliability fuzz audit image arm64 pictures dashboards docs reference lock clean
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -45,10 +47,19 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# Needs prometheus, promtool, nginx, haproxy, bwrap, wrk, chromium, node and npm on the PATH; makes environments of its own for the peers, the tracing backend and Envoy.
+# Needs prometheus, promtool, nginx, haproxy, bwrap, wrk, chromium, node, npm, buildah, podman, runc, iptables and mmdebstrap on
+# the PATH, the CNI plugins, and root for the image; makes environments of its own for the peers, the tracing backend and Envoy.
 e2e: $(VENV)/.installed-e2e
 	$(BIN)/python -m pytest $(BESIDE) tests/e2e
 	$(BIN)/python -m pytest -m serial tests/e2e
+
+# The chart in Kubernetes. KUBECONFIG names the cluster, and CLUSTER_LOAD_IMAGE a command that loads an image's archive into
+# it, such as `kind load image-archive`. Where there is no KUBECONFIG, root has a cluster made on this machine, which has
+# control groups of version 1: of Go modules (a quarter of an hour or more, once) and of Debian's containerd,
+# containernetworking-plugins, iproute2, ipset, iptables, procps, runc and util-linux.
+cluster: $(VENV)/.installed-e2e
+	@test -n "$$KUBECONFIG" || $(BIN)/python -m tests.cluster.local build
+	$(BIN)/python -m pytest tests/cluster
 
 $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/e2e.txt
@@ -57,6 +68,14 @@ $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 # What e2e does with AWS's clients, and the same with those of Go and Java.
 clients: $(VENV)/.installed-e2e
 	AWS_CLIENTS="boto3 npm go java" $(BIN)/python -m pytest tests/e2e/test_aws_clients.py
+
+# Build the image, start it, and print the figures of docs/container.md: its layers, times and memory. arm64 is emulated where the
+# machine is another; it needs qemu-aarch64-static (qemu-user-static) besides what e2e needs for the image, and ten minutes.
+image: $(INSTALLED)
+	$(BIN)/python -m tests.e2e.image_figures amd64
+
+arm64: $(INSTALLED)
+	$(BIN)/python -m tests.e2e.image_figures arm64
 
 # A quarter of an hour: every candidate, load and number of connections, five rounds each.
 bench: $(INSTALLED)

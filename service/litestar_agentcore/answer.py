@@ -21,6 +21,7 @@ from litestar_agentcore.errors import (
     status_of,
 )
 from litestar_agentcore.gathered_writes import gather, writes_to_server
+from litestar_agentcore.lost_connections import server_cycle
 from litestar_agentcore.protocol.context import RequestValues
 from litestar_agentcore.protocol.headers import response_headers
 from litestar_agentcore.protocol.models import (
@@ -122,6 +123,14 @@ class Answer(Running):
         self.finished = False
         self.started = False
         running.add(self)
+
+    def close_connection(self) -> None:
+        """Have the client use another connection the next time, which leads to another process."""
+        if not self.started:
+            if CLOSE not in self._headers:
+                self._headers.append(CLOSE)
+        elif (cycle := server_cycle(self._send)) is not None:
+            cycle.keep_alive = False  # uvicorn's own way, when it is told to end amid an answer
 
     def end(self) -> None:
         """List it no longer, and give its place up, unless its handler still runs."""
@@ -277,7 +286,8 @@ class Answer(Running):
             body = b""
         own = [_JSON, (b"content-length", b"%d" % len(body)), *self._headers]
         if headers:
-            own += [header for header in headers if header[0].lower() not in {b"content-type", b"content-length"}]
+            passed_over = {b"content-type", b"content-length"}
+            own += [it for it in headers if it[0].lower() not in passed_over and it not in self._headers]
         send = self._send
         gathered = gather(send, len(body))
         try:

@@ -144,6 +144,8 @@ class InvocationExchange:
         answer = self.answer_type(
             scope, send, headers, record, values, agent.running, loop, agent.settings.expose_errors
         )
+        if agent.shutting_down:
+            answer.close_connection()
         kept = None
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)

@@ -46,8 +46,9 @@ class Shutdown:
     """Stands between the signal that ends the process and the server that would obey at once.
 
     A server that is told to end closes its port first, and only then waits for the clients that it has. Here the port
-    stays open meanwhile: ``/ready`` says 503, ``/ping`` and ``/metrics`` go on answering, and new work is refused. The
-    server is told when the work is done, or was cancelled because its time was over. A second signal makes that now.
+    stays open meanwhile: ``/ready`` says 503, ``/ping`` and ``/metrics`` go on answering, and new work is refused once
+    the delay of the settings is over. The server is told when the work is done, or was cancelled because its time was
+    over. A second signal makes that now.
 
     Works with every server that sets its handlers with :func:`signal.signal` before it starts the application, as
     uvicorn does, however it was started.
@@ -102,17 +103,25 @@ class Shutdown:
     def _take(self, loop: asyncio.AbstractEventLoop, number: int, server: SignalHandler) -> None:
         if self._agent.shutting_down:
             self._end_now = True
-        self._agent.shutting_down = self._agent.refuses_work = True
+        self._agent.shutting_down = True
+        if self._end_now or not self._agent.settings.shutdown_delay_seconds:
+            self._agent.refuses_work = True
         if self._draining is None or self._draining.done():
             loop.call_soon_threadsafe(self._begin, loop, number, server)
 
     def _begin(self, loop: asyncio.AbstractEventLoop, number: int, server: SignalHandler) -> None:
         if self._draining is None:
+            for running in list(self._agent.running):
+                running.close_connection()
             self._draining = loop.create_task(self._drain(number, server))
         elif self._draining.done():  # the server was told, and is told again
             server(number, None)
 
     async def _drain(self, number: int, server: SignalHandler) -> None:
+        until = monotonic() + self._agent.settings.shutdown_delay_seconds
+        while not self._end_now and (left := until - monotonic()) > 0:  # noqa: ASYNC110 - a signal is no loop's event
+            await asyncio.sleep(min(LOOK_SECONDS, left))
+        self._agent.refuses_work = True
         deadline = monotonic() + self._agent.settings.shutdown_grace_seconds
         await self._end_work(self._agent.settings.shutdown_grace_seconds)
         _limit_waiting(server, SERVER_SECONDS if self._end_now else max(deadline - monotonic(), 0) + SERVER_SECONDS)

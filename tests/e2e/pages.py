@@ -19,10 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.images import BASE_PATH, tool
+from tests.e2e.executables import executable
 from tests.markdown import ROOT, Block, blocks
 
 PAGE_SECONDS = 120.0
+
+BASE_PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 ELSEWHERE = {
     r"make test": "`.ci/run` begins with it",
@@ -209,7 +211,7 @@ def sandboxed(script: Sequence[str], workshop: Path, directory: Path) -> None:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     command = [
-        tool("bwrap", "the Debian package bubblewrap"),
+        executable("bwrap", "the Debian package bubblewrap"),
         *["--unshare-pid", "--unshare-net", "--die-with-parent", "--new-session", "--clearenv"],
         *["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--bind", str(workshop), str(workshop)],
         *["--chdir", str(directory)],

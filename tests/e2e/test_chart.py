@@ -167,7 +167,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], ...]] = {
         set_values("serviceAccount.create=false"),
         set_values("serviceAccount.name=me,serviceAccount.annotations.role=reader,serviceAccount.automount=true"),
     ),
-    "shutdown": ({}, set_values("shutdown.graceSeconds=14400"), set_values("shutdown.preStopSeconds=0")),
+    "shutdown": ({}, set_values("shutdown.graceSeconds=14400"), set_values("shutdown.delaySeconds=0")),
     "probes": (
         {},
         set_values("probes.startup.enabled=false,probes.liveness.enabled=false,probes.readiness.enabled=false"),
@@ -659,16 +659,26 @@ def test_probes_ask_ping_for_life_and_ready_for_traffic() -> None:
     assert changed["readinessProbe"]["httpGet"]["path"] == "/health/ready"
 
 
+@pytest.mark.parametrize("grace", [60, 4 * 3600])
+def test_what_hangs_is_killed_soon_however_long_the_pod_may_take_to_end(grace: int) -> None:
+    agent = render(set_values(f"shutdown.graceSeconds={grace}")).agent
+    assert agent["livenessProbe"]["terminationGracePeriodSeconds"] == 30
+    assert agent["startupProbe"]["terminationGracePeriodSeconds"] == 30
+    # The API server refuses it there: a pod that is not ready is not ended.
+    assert "terminationGracePeriodSeconds" not in agent["readinessProbe"]
+    changed = render(set_values("probes.liveness.graceSeconds=600,probes.startup.graceSeconds=null")).agent
+    assert changed["livenessProbe"]["terminationGracePeriodSeconds"] == 600
+    assert "terminationGracePeriodSeconds" not in changed["startupProbe"]
+
+
 @pytest.mark.parametrize("grace", [0, 1, 30, 900, 4 * 3600, 30 * 24 * 3600])
-@pytest.mark.parametrize("pre_stop", [0, 5, 45])
-def test_one_value_says_how_long_a_pod_may_take_to_end(grace: int, pre_stop: int) -> None:
-    manifests = render(set_values(f"shutdown.graceSeconds={grace},shutdown.preStopSeconds={pre_stop}"))
+@pytest.mark.parametrize("delay", [0, 5, 45])
+def test_one_value_says_how_long_a_pod_may_take_to_end(grace: int, delay: int) -> None:
+    manifests = render(set_values(f"shutdown.graceSeconds={grace},shutdown.delaySeconds={delay}"))
     server = Settings.from_environment(manifests.environment)
-    assert server.shutdown_grace_seconds == grace
-    hook = manifests.agent.get("lifecycle", {}).get("preStop", {"exec": {"command": ["sleep", "0"]}})
-    program, seconds = hook["exec"]["command"]
-    assert (program, int(seconds)) == ("sleep", pre_stop)
-    assert manifests.pod["terminationGracePeriodSeconds"] == pre_stop + server.shutdown_grace_seconds + 20
+    assert (server.shutdown_delay_seconds, server.shutdown_grace_seconds) == (delay, grace)
+    assert manifests.pod["terminationGracePeriodSeconds"] == delay + grace + 20
+    assert "lifecycle" not in manifests.agent
 
 
 AUTHENTICATION = {
@@ -729,7 +739,7 @@ def unlike_default(kind: dict[str, Any], default: Any) -> Any:
 def test_every_setting_of_the_server_is_a_value_and_reaches_it() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     declared = schema["properties"]["agent"]["properties"]["settings"]["properties"]
-    elsewhere = {"agent_name", "shutdown_grace_seconds", *AUTHENTICATION}
+    elsewhere = {"agent_name", "shutdown_delay_seconds", "shutdown_grace_seconds", *AUTHENTICATION}
     snake = {snake_case(name): name for name in declared}
     assert snake.keys() == {field.name for field in fields(Settings)} - elsewhere
 
@@ -737,13 +747,13 @@ def test_every_setting_of_the_server_is_a_value_and_reaches_it() -> None:
     other["stream_timeout_seconds"] = 2 * other["stream_idle_seconds"]  # the other way round would be refused
     values = {"agent": {"name": "support", "settings": {snake[name]: value for name, value in other.items()}}}
     assert Settings.from_environment(render(values).environment) == Settings(
-        **other, agent_name="support", shutdown_grace_seconds=60
+        **other, agent_name="support", shutdown_delay_seconds=5, shutdown_grace_seconds=60
     )
 
 
 def test_what_is_left_out_of_the_settings_is_no_variable() -> None:
     own = {name for name in render().environment if name.startswith("AGENTCORE_")}
-    assert own == {"AGENTCORE_SHUTDOWN_GRACE_SECONDS"}
+    assert own == {"AGENTCORE_SHUTDOWN_DELAY_SECONDS", "AGENTCORE_SHUTDOWN_GRACE_SECONDS"}
 
 
 def test_zero_and_false_are_values() -> None:
@@ -762,7 +772,7 @@ def test_zero_and_false_are_values() -> None:
     for name, value in off.items():
         assert environment[f"AGENTCORE_{snake_case(name).upper()}"] == str(value).lower()
     assert Settings.from_environment(environment) == Settings(
-        **{snake_case(name): value for name, value in off.items()}, shutdown_grace_seconds=60
+        **{snake_case(name): value for name, value in off.items()}, shutdown_delay_seconds=5, shutdown_grace_seconds=60
     )
 
 
@@ -825,10 +835,13 @@ def source(tmp_path: Path) -> dict[str, Any]:
 
 def test_a_source_file_takes_the_place_of_the_image_s(source: dict[str, Any]) -> None:
     manifests = render(source)
-    config = manifests.named("ConfigMap", "demo-agentcore-source")
+    config = manifests.one("ConfigMap")
     assert config["data"] == {"app.py": AGENT, "tools.py": TOOLS}
+    assert config["immutable"] is True, "a pod's files do not change while it runs"
+    name = config["metadata"]["name"]
+    assert name.startswith("demo-agentcore-source-")
     assert {"name": "source", "mountPath": "/app", "readOnly": True} in manifests.agent["volumeMounts"]
-    assert {"name": "source", "configMap": {"name": "demo-agentcore-source"}} in manifests.pod["volumes"]
+    assert {"name": "source", "configMap": {"name": name}} in manifests.pod["volumes"]
 
 
 def test_a_changed_source_rolls_the_pods_and_an_unchanged_one_does_not(source: dict[str, Any]) -> None:
@@ -838,7 +851,7 @@ def test_a_changed_source_rolls_the_pods_and_an_unchanged_one_does_not(source: d
 
     assert template(source) == template(source)
     for changed in ({"source": AGENT + "\n"}, {"files": {"tools.py": TOOLS + "\n"}}):
-        assert template(merged(source, {"agent": changed}))["metadata"] != template(source)["metadata"]
+        assert template(merged(source, {"agent": changed})) != template(source)
 
 
 def mounted(source: dict[str, Any], tmp_path: Path) -> tuple[Path, Path]:
@@ -846,7 +859,7 @@ def mounted(source: dict[str, Any], tmp_path: Path) -> tuple[Path, Path]:
     directory, revision = tmp_path / "app", tmp_path / "app" / "..2026_11_03"
     revision.mkdir(parents=True)
     (directory / "..data").symlink_to(revision.name)
-    for name, text in render(source).named("ConfigMap", "demo-agentcore-source")["data"].items():
+    for name, text in render(source).one("ConfigMap")["data"].items():
         (revision / name).write_text(text)
         (directory / name).symlink_to(Path("..data") / name)
     installed = tmp_path / "installed"
@@ -1335,11 +1348,20 @@ def test_helm_test_passes_where_the_agent_answers_and_fails_where_it_does_not() 
     with quick_start() as agent:
         good = helm_test(agent, {})
         bad = helm_test(agent, {"helmTest": {"payload": {"prompt": 1}}})
-    gone = helm_test(Server(free_port()), {})
+    gone = helm_test(Server(free_port()), {"helmTest": {"timeoutSeconds": 1}})
     assert (good.returncode, good.stderr) == (0, "")
     assert "You said: hello" in good.stdout
     assert (bad.returncode, "400: " in bad.stderr) == (1, True)
     assert (gone.returncode, "cannot be reached" in gone.stderr) == (1, True)
+
+
+def test_helm_test_waits_until_the_agent_can_be_reached() -> None:
+    port = free_port()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(helm_test, Server(port), {})
+        with run(litestar_run("app", port), port):
+            done = waiting.result()
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_helm_test_has_credentials_or_sees_that_they_are_needed(
@@ -1373,7 +1395,7 @@ def test_helm_test_is_a_hook_with_the_image_of_the_agent(case: str) -> None:
     for pod in pods:
         assert pod["metadata"]["annotations"] == {
             "helm.sh/hook": "test",
-            "helm.sh/hook-delete-policy": "before-hook-creation",
+            "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
         }
         assert pod["spec"]["restartPolicy"] == "Never"
         (container,) = pod["spec"]["containers"]

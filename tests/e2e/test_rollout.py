@@ -1,5 +1,6 @@
 """Rollouts of what the image runs, as Kubernetes does them with the chart's values: nobody notices."""
 
+import http.client
 import json
 import os
 import random
@@ -13,7 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ SHUTTING_DOWN = {"error": "The service is shutting down"}
 class Shutdown:
     """How long what takes when a pod ends, in seconds."""
 
-    pre_stop: float
+    delay: float
     grace: float
     margin: float
 
@@ -58,14 +59,13 @@ class Shutdown:
     def of_the_chart(cls) -> "Shutdown":
         """What the chart's default values come to, in its own seconds."""
         manifests = render()
-        command, seconds = manifests.agent["lifecycle"]["preStop"]["exec"]["command"]
-        assert command == "sleep"
+        delay = float(manifests.environment["AGENTCORE_SHUTDOWN_DELAY_SECONDS"])
         grace = float(manifests.environment["AGENTCORE_SHUTDOWN_GRACE_SECONDS"])
         whole: int = manifests.pod["terminationGracePeriodSeconds"]
-        return cls(float(seconds), grace, whole - grace - float(seconds))
+        return cls(delay, grace, whole - grace - delay)
 
     def scaled(self) -> "Shutdown":
-        return Shutdown(self.pre_stop * SCALE, self.grace * SCALE, self.margin)
+        return Shutdown(self.delay * SCALE, self.grace * SCALE, self.margin)
 
 
 def start_command(port: int) -> list[str]:
@@ -95,6 +95,7 @@ class Pod:
         self._log = directory / f"{self.port}-{uuid.uuid4()}.log"
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "AGENTCORE_"))}
         own = {
+            "AGENTCORE_SHUTDOWN_DELAY_SECONDS": f"{shutdown.delay:g}",
             "AGENTCORE_SHUTDOWN_GRACE_SECONDS": f"{shutdown.grace:g}",
             "PYTHONPATH": os.pathsep.join((str(directory), str(ROOT))),  # the image has the service installed
             "TASKS_DONE": str(directory / "done"),
@@ -143,7 +144,7 @@ class Pod:
         self.is_ending = True
         self.process.terminate()
         try:
-            self.process.wait(self._shutdown.grace + self._shutdown.margin)
+            self.process.wait(self._shutdown.delay + self._shutdown.grace + self._shutdown.margin)
         except subprocess.TimeoutExpired:
             self.was_killed = True
             self.process.kill()
@@ -182,7 +183,7 @@ class Deployment:
         self._shutdown = shutdown
         self._chance = chance
         self._threads = ThreadPoolExecutor(8)
-        self._ending: list[Future[None]] = []
+        self._ending: list[Future[Any]] = []
         self.endpoints: list[Pod] = []
         """What the load balancer believes to be ready."""
         self.pods: list[Pod] = []
@@ -204,14 +205,12 @@ class Deployment:
         old = self.pods[-1]
         self._bring_up()
         # The kubelet begins to end the pod at the same time as proxies begin to hear that it goes.
-        heard_after = self._chance.uniform(0, self._shutdown.pre_stop / 2)
-        self._ending.append(self._threads.submit(self._end, old, heard_after))
+        heard_after = self._chance.uniform(0, self._shutdown.delay / 2)
+        self._ending += [self._threads.submit(old.end), self._threads.submit(self._forget, old, heard_after)]
 
-    def _end(self, pod: Pod, heard_after: float) -> None:
+    def _forget(self, pod: Pod, heard_after: float) -> None:
         time.sleep(heard_after)
         self.endpoints = [endpoint for endpoint in self.endpoints if endpoint is not pod]
-        time.sleep(self._shutdown.pre_stop - heard_after)
-        pod.end()
 
     def wait_for_the_old(self) -> None:
         for ending in self._ending:
@@ -319,8 +318,8 @@ def roll_out_again_and_again(deployment: Deployment) -> None:
 
 # -- One rollout, looked at closely ------------------------------------------------------------------------------------
 
-SHORT = Shutdown(pre_stop=0, grace=1, margin=10)
-LONG = Shutdown(pre_stop=0, grace=60, margin=10)
+SHORT = Shutdown(delay=0, grace=1, margin=10)
+LONG = Shutdown(delay=0, grace=60, margin=10)
 
 
 def test_a_task_that_outlasts_the_grace_is_cancelled_named_and_lost(directory: Path) -> None:
@@ -375,9 +374,37 @@ def test_clients_that_did_not_hear_of_it_are_told_to_ask_elsewhere(directory: Pa
         assert (directory / "done").read_text() == "long\n"
 
 
+def test_clients_that_keep_their_connections_connect_anew_before_they_could_be_refused(directory: Path) -> None:
+    """The Service of a cluster leads a connection that is kept to the same pod for ever."""
+    shutdown = Shutdown(delay=3, grace=60, margin=10)
+    with ready_pod(directory, shutdown) as pod, ExitStack() as stack:
+        connections = [http.client.HTTPConnection("127.0.0.1", pod.port, timeout=PATIENCE) for _ in range(3)]
+        idle, answering, streaming = (stack.enter_context(closing(connection)) for connection in connections)
+        ask = {"do": "answer", "seconds": 0.0}
+        for connection in connections:
+            connection.request("POST", "/invocations", json.dumps(ask))
+            answer = connection.getresponse()
+            assert (answer.status, answer.read(), answer.getheader("connection")) == (200, b'"done"', None)
+        answering.request("POST", "/invocations", json.dumps(ask | {"seconds": 1.0}))
+        streaming.request("POST", "/invocations", json.dumps({"do": "stream", "seconds": 5.0}))
+        events = streaming.getresponse()
+        assert events.getheader("connection") is None
+        pod.process.terminate()
+        began = time.monotonic()
+        assert answering.getresponse().getheader("connection") == "close"
+        idle.request("POST", "/invocations", json.dumps(ask))
+        answer = idle.getresponse()
+        assert (answer.status, answer.getheader("connection")) == (200, "close")
+        assert time.monotonic() - began < shutdown.delay
+        assert events.read().endswith(b"data: 19\n\n")
+        assert time.monotonic() - began > shutdown.delay, "the stream was to outlast it"
+        assert streaming.sock.recv(1) == b"", "the connection is not closed"
+        assert pod.process.wait(PATIENCE) == 0
+
+
 def test_the_margin_of_the_chart_is_enough_for_everything_that_can_go_wrong_at_once(directory: Path) -> None:
     """A client that does not read, a handler that does not let itself be cancelled, and spans that are still to go."""
-    shutdown = Shutdown(pre_stop=0, grace=1, margin=Shutdown.of_the_chart().margin)
+    shutdown = Shutdown(delay=0, grace=1, margin=Shutdown.of_the_chart().margin)
     with otlp_sink() as sink, ExitStack() as stack:
         pod = stack.enter_context(ready_pod(directory, shutdown, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint))
         clients = stack.enter_context(ThreadPoolExecutor(1))

@@ -15,6 +15,7 @@ VARIABLES: list[tuple[str, Any, str, Any, list[str]]] = [
     ("AGENTCORE_MAX_WEBSOCKET_MESSAGE_BYTES", 16 * 1024 * 1024, "1", 1, ["0", "-1", "1.5", "16M"]),
     ("AGENTCORE_HANDLER_ISOLATION", "isolated", "inline", "inline", ["none", "in line"]),
     ("AGENTCORE_STALL_SECONDS", 0.1, "0.5", 0.5, ["0", "-1", "nan", "soon"]),
+    ("AGENTCORE_SHUTDOWN_DELAY_SECONDS", 0, "5", 5, ["-1", "nan", "1e999", "soon"]),
     ("AGENTCORE_SHUTDOWN_GRACE_SECONDS", 30, "3600", 3600, ["-1", "nan", "soon"]),
     ("AGENTCORE_SESSION_IDLE_SECONDS", 0, "900", 900, ["-1", "nan", "1e999", "15m"]),
     ("AGENTCORE_MAX_CONCURRENT_INVOCATIONS", None, "1", 1, ["0", "-1", "1.5", "none", "null", "many"]),

@@ -104,6 +104,16 @@ async def waits(payload: Any) -> None:
     await asyncio.Event().wait()
 
 
+async def answers(payload: Any) -> str:
+    await asyncio.sleep(0)
+    return "an answer"
+
+
+async def counts(payload: Any) -> AsyncIterator[int]:
+    yield 1
+    yield 2
+
+
 def count(app: BedrockAgentCoreApp, sample: str) -> float:
     body, _ = app.agent.telemetry.metrics.expose("")
     found = re.search(rf"^{re.escape(sample)} (\S+)$", body.decode(), re.MULTILINE)
@@ -336,6 +346,78 @@ def test_a_second_signal_ends_the_grace() -> None:
             await eventually(lambda: told == [signal.SIGTERM])
 
     asyncio.run(main())
+
+
+class TestADelay:
+    """New work is taken for a while, and clients are told to connect anew, so that the next one leads elsewhere."""
+
+    def test_new_work_is_taken_and_its_answer_closes_the_connection_until_the_delay_is_over(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AGENTCORE_SHUTDOWN_DELAY_SECONDS", "0.5")
+        app = app_of(answers)
+
+        async def main() -> None:
+            async with living(app) as told:
+                before = await invoke(app, "before")
+                terminate()
+                during = await invoke(app, "during")
+                assert told == []
+                await eventually(lambda: told == [signal.SIGTERM])
+                after = await invoke(app, "after")
+            assert (before.status_code, before.headers.get("connection")) == (200, None)
+            assert (during.status_code, during.headers["connection"]) == (200, "close")
+            assert (after.status_code, after.headers["connection"]) == (503, "close")
+
+        asyncio.run(main())
+
+    def test_the_grace_begins_when_it_is_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AGENTCORE_SHUTDOWN_DELAY_SECONDS", "0.5")
+        monkeypatch.setenv("AGENTCORE_SHUTDOWN_GRACE_SECONDS", "0.5")
+        app = app_of(waits)
+
+        async def main() -> None:
+            async with living(app) as told:
+                call = await begin(app, "one")
+                began = time.monotonic()
+                terminate()
+                cut = await call
+                assert time.monotonic() - began >= 1
+                await eventually(lambda: told == [signal.SIGTERM])
+            assert cut.status_code == 503
+            assert cut.headers.get_list("connection") == ["close"]
+
+        asyncio.run(main())
+
+    def test_a_second_signal_ends_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AGENTCORE_SHUTDOWN_DELAY_SECONDS", "3600")
+        app = app_of(answers)
+
+        async def main() -> None:
+            async with living(app) as told:
+                terminate()
+                assert (await invoke(app, "one")).status_code == 200
+                terminate()
+                assert (await invoke(app, "two")).status_code == 503
+                await eventually(lambda: told == [signal.SIGTERM])
+
+        asyncio.run(main())
+
+    def test_a_stream_that_begins_in_it_is_whole_and_closes_the_connection(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AGENTCORE_SHUTDOWN_DELAY_SECONDS", "3600")
+        app = app_of(counts)
+
+        async def main() -> None:
+            async with living(app):
+                terminate()
+                during = await invoke(app, "during")
+                assert during.text == "data: 1\n\ndata: 2\n\n"
+                assert during.headers["connection"] == "close"
+                terminate()
+
+        asyncio.run(main())
 
 
 def test_the_server_hears_of_every_signal_that_comes_after_the_grace() -> None:

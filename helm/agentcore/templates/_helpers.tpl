@@ -71,7 +71,7 @@ app.kubernetes.io/component: server
 {{- end }}
 
 {{- define "agentcore.terminationSeconds" -}}
-{{- add (int64 .Values.shutdown.preStopSeconds) (int64 .Values.shutdown.graceSeconds) (int64 .Values.shutdown.marginSeconds) }}
+{{- add (int64 .Values.shutdown.delaySeconds) (int64 .Values.shutdown.graceSeconds) (int64 .Values.shutdown.marginSeconds) }}
 {{- end }}
 
 {{/* Whether callers need a token or a key: not empty where they do. */}}
@@ -128,6 +128,7 @@ app.kubernetes.io/component: server
 {{- end }}
 {{- end }}
 {{- end }}
+{{- $env = append $env (dict "name" "AGENTCORE_SHUTDOWN_DELAY_SECONDS" "value" (include "agentcore.number" .Values.shutdown.delaySeconds)) }}
 {{- $env = append $env (dict "name" "AGENTCORE_SHUTDOWN_GRACE_SECONDS" "value" (include "agentcore.number" .Values.shutdown.graceSeconds)) }}
 {{- $env = append $env (dict "name" "OTEL_SERVICE_NAME" "value" (default (include "agentcore.fullname" .) .Values.agent.name)) }}
 {{- $attributes := list
@@ -194,6 +195,11 @@ app.kubernetes.io/component: server
 {{- else if .Values.agent.files }}
 {{- fail "agent.files needs agent.source: the files stand beside it" }}
 {{- end }}
+{{- end }}
+
+{{/* Another name for other files, so that a change rolls the pods. */}}
+{{- define "agentcore.sourceName" -}}
+{{- printf "%s-source-%s" (include "agentcore.fullname" .) (include "agentcore.sources" . | sha256sum | trunc 10) }}
 {{- end }}
 
 {{/* Containers that the values bring, with the chart's security context where they have none. */}}
