@@ -158,14 +158,10 @@ class InvocationExchange:
             except Refusal as refused:
                 await self._refuse(refused, request, scope, receive, answer)
             except asyncio.CancelledError:
-                if answer.timed_out:
-                    answer.resume()
-                    await self._time_out(request, scope, receive, answer)
-                elif answer.expired:
-                    answer.resume()
-                    await self._expire(answer)
-                else:
+                if not (answer.timed_out or answer.expired):
                     raise
+                answer.resume()
+                await self._end_cancelled(request, scope, receive, answer)
         except BaseException as error:
             if record.error is None and record.interrupted is None:
                 record.fail(error)
@@ -350,6 +346,13 @@ class InvocationExchange:
         if now - self._overload_logged_at >= OVERLOAD_LOG_SECONDS:
             logger.warning("No place for invocations: %d refused with status 429 since this was said", self._overloaded)
             self._overloaded, self._overload_logged_at = 0, now
+
+    async def _end_cancelled(self, request: RequestHeaders, scope: Scope, receive: Receive, answer: Answer) -> None:
+        """Tell a client why its invocation is ended, where that still can be told."""
+        if answer.timed_out:
+            await self._time_out(request, scope, receive, answer)
+        else:
+            await self._expire(answer)
 
     async def _time_out(self, request: RequestHeaders, scope: Scope, receive: Receive, answer: Answer) -> None:
         """Tell a client that its body, or the handler, took too long."""
