@@ -1,5 +1,6 @@
 """An agent written for the official SDK runs here after one import line is changed, and its own tests still pass."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -84,19 +85,24 @@ TABLE = dict(
         re.MULTILINE,
     )
 )
+HERE_TOO = [name for name, where in TABLE.items() if where == "here"]
 PUBLIC_NAMES = """
+import inspect
 import json
+import sys
 import bedrock_agentcore
 import bedrock_agentcore.runtime as runtime
 
 
 def members(owner):
+    if inspect.isfunction(owner):
+        return sorted(inspect.signature(owner).parameters)
     return sorted(name for name in vars(owner) if not name.startswith("_"))
 
 
 app = runtime.BedrockAgentCoreApp()
 own = {name for name in vars(app) if not name.startswith("_")} - set(vars(runtime.BedrockAgentCoreApp.__mro__[1]()))
-print(json.dumps({
+print(json.dumps({name: members(getattr(runtime, name)) for name in sys.argv[1:]} | {
     "names": sorted({*runtime.__all__, *bedrock_agentcore.__all__}),
     "BedrockAgentCoreApp": sorted({*members(runtime.BedrockAgentCoreApp), *own}),
     "BedrockAgentCoreContext": members(runtime.BedrockAgentCoreContext),
@@ -108,8 +114,8 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def public(reference: Runtime, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The public names of the installed SDK, and the members of those classes that are here too."""
-    done = reference.run("-c", PUBLIC_NAMES, directory=tmp_path_factory.mktemp("names"))
+    """The public names of the installed SDK, and the members, or parameters, of those that are here too."""
+    done = reference.run("-c", PUBLIC_NAMES, *HERE_TOO, directory=tmp_path_factory.mktemp("names"))
     assert done.returncode == 0, done.stderr
     names: dict[str, list[str]] = json.loads(done.stdout)
     return names
@@ -124,8 +130,11 @@ def test_a_name_is_where_the_table_says(name: str) -> None:
     assert hasattr(litestar_agentcore, name) is (TABLE[name] == "here")
 
 
-@pytest.mark.parametrize("name", [name for name, where in TABLE.items() if where == "here"])
-def test_a_class_that_is_here_has_every_public_member(name: str, public: dict[str, list[str]]) -> None:
+@pytest.mark.parametrize("name", HERE_TOO)
+def test_what_is_here_has_every_public_member_or_parameter(name: str, public: dict[str, list[str]]) -> None:
     ours: Any = BedrockAgentCoreApp() if name == "BedrockAgentCoreApp" else getattr(litestar_agentcore, name)
+    if inspect.isfunction(ours):
+        assert sorted(inspect.signature(ours).parameters) == public[name]
+        return
     assert public[name]
     assert [member for member in public[name] if not hasattr(ours, member)] == []
