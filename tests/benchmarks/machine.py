@@ -19,6 +19,7 @@ from tests.benchmarks.servers import SPAN_DELAY_MILLISECONDS, Cores
 OURS = ["litestar", "uvicorn", "uvloop", "httptools", "msgspec", "opentelemetry-sdk", "prometheus_client"]
 PYTHON_SDK = ["bedrock-agentcore", "starlette", "uvicorn", "uvloop", "httptools"]
 TRACED = ["opentelemetry-distro", "opentelemetry-instrumentation-starlette", "opentelemetry-sdk"]
+A2A = ["a2a-sdk", "bedrock-agentcore", "starlette", "sse-starlette", "uvicorn"]
 TYPESCRIPT_SDK = ["bedrock-agentcore", "fastify", "@fastify/sse"]
 
 _ASK = (
@@ -35,6 +36,8 @@ def versions(candidates: Sequence[Candidate]) -> dict[str, str]:
         found["Python SDK"] = _python(environments.python_peer(), PYTHON_SDK)
     if "python-traced" in names:
         found["Python SDK, traced"] = _python(environments.traced_python_peer(), PYTHON_SDK + TRACED)
+    if "a2a-bare" in names:
+        found["A2A, all three"] = _python(environments.a2a(), A2A)
     if "typescript" in names:
         found["TypeScript SDK"] = _node()
     found["load"] = f"{_first_line([environments.wrk(), '-v'])}; streams: an asyncio client on uvloop"
