@@ -1,6 +1,7 @@
 # make run    serve the quick-start agent          make lock    renew the locked requirements
 # make test   lint, types, unit, integration       make clean   remove what make made
 # make e2e    with real parts beside us: the reference runtime, Prometheus, Phoenix, nginx, HAProxy, Envoy, Helm
+# make backends  the tracing backends of docs/observability.md: Jaeger, Tempo and an OpenTelemetry Collector, of their Go modules
 # make cluster  the chart in the cluster that KUBECONFIG names, or in one that is made for it; see docs/kubernetes.md
 # make bench  the benchmarks against the peers; needs wrk and Node.js
 # make clients  AWS's clients for Python, JavaScript, Go and Java; needs Node.js with npm, Go, and a JDK with Maven
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types e2e cluster bench clients reliability fuzz audit image arm64 pictures dashboards docs reference lock clean
+.PHONY: run test lint types e2e backends bench clients reliability fuzz audit pictures dashboards docs reference lock clean cluster image arm64
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH (PYTHON=... names one)" >&2; exit 1; }
@@ -65,12 +66,17 @@ $(VENV)/.installed-e2e: $(INSTALLED) requirements/e2e.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/e2e.txt
 	@touch $@
 
+# Needs Go 1.26. The first time it builds the backends into ~/.cache/litestar-agentcore, for some twenty minutes; the tests take up to fifteen.
+backends: $(VENV)/.installed-e2e
+	$(BIN)/python -m tests.backends.programs
+	$(BIN)/python -m pytest tests/backends
+
 # What e2e does with AWS's clients, and the same with those of Go and Java.
 clients: $(VENV)/.installed-e2e
 	AWS_CLIENTS="boto3 npm go java" $(BIN)/python -m pytest tests/e2e/test_aws_clients.py
 
 # Build the image, start it, and print the figures of docs/container.md: its layers, times and memory. arm64 is emulated where the
-# machine is another; it needs qemu-aarch64-static (qemu-user-static) besides what e2e needs for the image, and ten minutes.
+# machine is another; it needs qemu-aarch64-static (qemu-user-static) besides what e2e needs for the image, and half an hour.
 image: $(INSTALLED)
 	$(BIN)/python -m tests.e2e.image_figures amd64
 
@@ -146,6 +152,9 @@ lock: $(INSTALLED)
 	for name in a2a a2a-0.3 adot otel; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/$$name.in pyproject.toml --output-file tests/e2e/requirements-$$name.txt || exit; done
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --extra grpc \
+		tests/e2e/backends.in pyproject.toml --output-file tests/e2e/requirements-backends.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		tests/e2e/moved.in examples/*/requirements.txt pyproject.toml --output-file tests/e2e/requirements-moved.txt

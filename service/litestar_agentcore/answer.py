@@ -21,7 +21,6 @@ from litestar_agentcore.errors import (
     status_of,
 )
 from litestar_agentcore.gathered_writes import gather, writes_to_server
-from litestar_agentcore.lost_connections import server_cycle
 from litestar_agentcore.protocol.context import RequestValues
 from litestar_agentcore.protocol.headers import response_headers
 from litestar_agentcore.protocol.models import (
@@ -123,14 +122,6 @@ class Answer(Running):
         self.finished = False
         self.started = False
         running.add(self)
-
-    def close_connection(self) -> None:
-        """Have the client use another connection the next time, which leads to another process."""
-        if not self.started:
-            if CLOSE not in self._headers:
-                self._headers.append(CLOSE)
-        elif (cycle := server_cycle(self._send)) is not None:
-            cycle.keep_alive = False  # uvicorn's own way, when it is told to end amid an answer
 
     def end(self) -> None:
         """List it no longer, and give its place up, unless its handler still runs."""

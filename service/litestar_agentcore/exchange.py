@@ -141,11 +141,10 @@ class InvocationExchange:
         record = self._begin_record(scope, parent, request.host, request.user_agent)
         loop = asyncio.get_running_loop()
         send = client_send(send)
+        headers = [*headers, CLOSE] if agent.shutting_down else headers
         answer = self.answer_type(
             scope, send, headers, record, values, agent.running, loop, agent.settings.expose_errors
         )
-        if agent.shutting_down:
-            answer.close_connection()
         kept = None
         if self._invocation_seconds:
             answer.limit_time(loop, self._invocation_seconds)

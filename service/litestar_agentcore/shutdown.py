@@ -111,8 +111,6 @@ class Shutdown:
 
     def _begin(self, loop: asyncio.AbstractEventLoop, number: int, server: SignalHandler) -> None:
         if self._draining is None:
-            for running in list(self._agent.running):
-                running.close_connection()
             self._draining = loop.create_task(self._drain(number, server))
         elif self._draining.done():  # the server was told, and is told again
             server(number, None)
@@ -122,6 +120,8 @@ class Shutdown:
         while not self._end_now and (left := until - monotonic()) > 0:  # noqa: ASYNC110 - a signal is no loop's event
             await asyncio.sleep(min(LOOK_SECONDS, left))
         self._agent.refuses_work = True
+        if self._agent.settings.shutdown_delay_seconds:
+            _close_kept_connections(server)
         deadline = monotonic() + self._agent.settings.shutdown_grace_seconds
         await self._end_work(self._agent.settings.shutdown_grace_seconds)
         _limit_waiting(server, SERVER_SECONDS if self._end_now else max(deadline - monotonic(), 0) + SERVER_SECONDS)
@@ -176,6 +176,14 @@ def _restore_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_restore_in_child)
+
+
+def _close_kept_connections(server: SignalHandler) -> None:
+    """Have uvicorn close connections that are idle, and others once they are: what comes next would be refused."""
+    state = getattr(getattr(server, "__self__", None), "server_state", None)
+    for connection in list(getattr(state, "connections", ())):
+        if hasattr(connection, "cycle"):  # not a WebSocket's, whose conversation may go on
+            connection.shutdown()
 
 
 def _limit_waiting(server: SignalHandler, seconds: float) -> None:

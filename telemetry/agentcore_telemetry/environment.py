@@ -52,6 +52,9 @@ class TraceSettings(msgspec.Struct, frozen=True, kw_only=True):
     protocol: str
     """Of the exporter ``otlp``: :data:`HTTP` or :data:`GRPC`."""
 
+    provides_session: bool
+    """Whether the environment names what makes the session of the exporter over HTTP."""
+
     sampler: str | None
     """The name of the sampler's entry point; ``None`` for the SDK's own samplers."""
 
@@ -111,6 +114,7 @@ class TraceSettings(msgspec.Struct, frozen=True, kw_only=True):
             disabled=values.get("OTEL_SDK_DISABLED") == "true",
             exporters=tuple(name for name in exporters if name != "none"),
             protocol=protocol,
+            provides_session=any(name in values for name in _HTTP_SESSIONS),
             sampler=None if sampler in _SDK_SAMPLERS else sampler,
             sampler_argument=values.get("OTEL_TRACES_SAMPLER_ARG"),
             id_generator=None if id_generator == "random" else id_generator,
@@ -352,6 +356,10 @@ def _header(value: str) -> str:
 
 
 _OTLP = ("OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_")
+_HTTP_SESSIONS = (
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
+)
 _RATIO_SAMPLERS = ("traceidratio", "parentbased_traceidratio")
 _SDK_SAMPLERS = ("always_on", "always_off", "parentbased_always_on", "parentbased_always_off", *_RATIO_SAMPLERS)
 _GRPC_STATUS_CODES = (

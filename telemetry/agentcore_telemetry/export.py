@@ -150,7 +150,11 @@ class SpanExportQueue(SpanProcessor):
     def _report(self) -> None:
         lost = self.dropped - self._reported
         if lost and time.monotonic() - self._reported_at >= REPORT_SECONDS:
-            logger.warning("%d spans were dropped: the tracing backend did not take them in time", lost)
+            logger.warning(
+                "%d spans were dropped: the tracing backend did not take them, or not in time"
+                "; `litestar-agent doctor` sends one and says why",
+                lost,
+            )
             self._reported, self._reported_at = self.dropped, time.monotonic()
 
     def start_flush(self) -> threading.Event:

@@ -8,7 +8,7 @@ import importlib
 import logging
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, wraps
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -280,3 +280,21 @@ def with_own_encoding(exporter: type[SpanExporter]) -> type[SpanExporter]:
         members = {name: bound, "encode_span": staticmethod(encode_span), "__module__": exporter.__module__}
         return type(exporter.__name__, (exporter,), members)
     return exporter
+
+
+def with_session(exporter: type[SpanExporter], session: Callable[[], Any]) -> type[SpanExporter]:
+    """Have the SDK's OTLP exporter over HTTP send by another session than its own.
+
+    Args:
+        exporter: The class of the exporter; it takes the argument ``session``.
+        session: Makes the session of one exporter.
+
+    Returns:
+        A subclass.
+    """
+
+    @wraps(exporter.__init__)
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        exporter.__init__(self, *arguments, **{"session": session(), **options})
+
+    return type(exporter.__name__, (exporter,), {"__init__": init, "__module__": exporter.__module__})

@@ -22,6 +22,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from agentcore_telemetry.environment import (
     EXPORTERS,
+    HTTP,
     ID_GENERATORS,
     OTLP_MODULES,
     SAMPLERS,
@@ -29,7 +30,7 @@ from agentcore_telemetry.environment import (
     find_entry_point,
 )
 from agentcore_telemetry.export import SHUTDOWN_SECONDS, SpanExportQueue
-from agentcore_telemetry.otlp import with_own_encoding
+from agentcore_telemetry.otlp import with_own_encoding, with_session
 from agentcore_telemetry.spans import InternalSpanProcessors, ServerTracer
 
 logger = logging.getLogger(__name__)
@@ -180,6 +181,9 @@ def exporter_class(name: str, settings: TraceSettings) -> type[SpanExporter]:
         exporter = importlib.import_module(OTLP_MODULES[settings.protocol]).OTLPSpanExporter
     else:
         exporter = _load(EXPORTERS, name)
+    if getattr(exporter, "__module__", "") == OTLP_MODULES[HTTP] and not settings.provides_session:
+        sessions = importlib.import_module("agentcore_telemetry.export_session")
+        exporter = with_session(exporter, sessions.ExportSession)
     return with_own_encoding(exporter)
 
 

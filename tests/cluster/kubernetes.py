@@ -364,6 +364,11 @@ class Client:
         assert answer["status"] == 200, answer
         return json.loads(answer["body"])
 
+    def install(self, release: Release, *values: Mapping[str, Any]) -> None:
+        """Install a release, and wait until the Service leads to it: kube-proxy hears of a pod after it is ready."""
+        release.install(*values)
+        self.first_answer(release)
+
     def wait_for_version(self, release: Release, version: int) -> None:
         """Ask until the Service leads to a version: it may lead to a pod that is told to end for a moment more."""
         eventually(lambda: self.invoke(release)["version"] == version, f"version {version} answers", 30)

@@ -44,7 +44,7 @@ def test_the_least_number_of_pods_is_there_and_an_upgrade_keeps_it(namespace: Na
 def test_by_the_cpu(namespace: Namespace) -> None:
     """Where the cluster has the metrics API, pods are added; where it has none, the autoscaler says just that."""
     client, release = Client.started(namespace), Release(namespace, values=VALUES | agent_source())
-    release.install()
+    client.install(release)
     if not namespace.cluster.has(METRICS):
         print(f"there is no {METRICS}: that the autoscaler adds pods is not proven here")
         active = eventually(

@@ -39,7 +39,7 @@ def last_end(release: Release, pod: str) -> dict[str, object]:
 
 def test_a_killed_pod_takes_only_its_own_requests_with_it_and_is_back_by_itself(namespace: Namespace) -> None:
     client, release = Client.started(namespace), Release(namespace, values=TWO)
-    release.install(agent_source())
+    client.install(release, agent_source())
     victim = release.pods()[0]
     name = victim["metadata"]["name"]
     with client.load(release) as load:
@@ -69,7 +69,7 @@ def test_a_killed_pod_takes_only_its_own_requests_with_it_and_is_back_by_itself(
 
 def test_an_agent_without_memory_is_restarted_and_the_cluster_says_why(namespace: Namespace) -> None:
     client, release = Client.started(namespace), Release(namespace)
-    release.install({"resources": {"limits": {"memory": "256Mi"}}}, agent_source())
+    client.install(release, {"resources": {"limits": {"memory": "256Mi"}}}, agent_source())
     name = release.pod()["metadata"]["name"]
     ask = json.dumps({"do": "take memory"})
     failed = namespace.run(*client.program("call", release.url, "POST", "/invocations", "--body", ask))
@@ -82,7 +82,7 @@ def test_an_agent_without_memory_is_restarted_and_the_cluster_says_why(namespace
 
 def test_an_eviction_is_refused_as_long_as_the_budget_is_used_up(namespace: Namespace) -> None:
     client, release = Client.started(namespace), Release(namespace, values=TWO)
-    release.install(agent_source())
+    client.install(release, agent_source())
     budget = eventually(
         lambda: (
             (found := namespace.get("poddisruptionbudget", release.full_name))["status"].get("disruptionsAllowed")
@@ -112,7 +112,7 @@ def test_a_drain_takes_one_pod_after_the_other_and_no_request_fails(namespace: N
     try:
         for other in others:
             cluster.kubectl("cordon", other)
-        release.install(agent_source())
+        client.install(release, agent_source())
         for other in others:
             cluster.kubectl("uncordon", other)
         old = set(release.ready_pods())

@@ -50,7 +50,7 @@ def installed(cluster: Cluster) -> Iterator[tuple[Release, Client]]:
     """The chart with its default values and the agent of these tests, and a client beside it."""
     with cluster.namespace() as namespace:
         client, release = Client.started(namespace), Release(namespace)
-        release.install(agent_source())
+        client.install(release, agent_source())
         yield release, client
 
 
@@ -147,7 +147,7 @@ print(os.getuid(), os.getgid(), Path("/var/run/secrets/kubernetes.io").exists())
 
 def test_an_agent_of_two_files_needs_no_image_of_its_own(namespace: Namespace) -> None:
     client, release = Client.started(namespace), Release(namespace)
-    release.install({"agent": {"source": TOOLS_AGENT, "files": {"tools.py": TOOLS}}})
+    client.install(release, {"agent": {"source": TOOLS_AGENT, "files": {"tools.py": TOOLS}}})
     assert client.invoke(release, prompt="hello") == "HELLO"
 
 
@@ -158,14 +158,14 @@ def test_api_keys_come_from_a_secret_and_helm_test_has_one(namespace: Namespace)
         "auth": {"apiKeysSecret": {"name": "callers", "key": "keys"}},
         "helmTest": {"credentialsSecret": {"name": "callers", "key": "test"}},
     }
-    release.install(secrets, agent_source())
+    client.install(release, secrets, agent_source())
     assert client.call(release.url, "POST", "/invocations", {})["status"] == 401
     assert "200 {" in release.test()
 
 
 def test_several_workers_answer_as_one(namespace: Namespace) -> None:
     client, release = Client.started(namespace), Release(namespace)
-    release.install({"agent": {"workers": 2}}, agent_source())
+    client.install(release, {"agent": {"workers": 2}}, agent_source())
     client.wait_for_version(release, 0)
     assert "agentcore_invocations_total" in client.call(release.url, "GET", "/metrics")["body"]
     pod = release.pod()["metadata"]["name"]
@@ -175,7 +175,7 @@ def test_several_workers_answer_as_one(namespace: Namespace) -> None:
 
 def test_a_rollback_brings_the_agent_of_before_back(namespace: Namespace) -> None:
     client, release = Client.started(namespace), Release(namespace)
-    release.install(agent_source(1))
+    client.install(release, agent_source(1))
     release.upgrade(agent_source(2))
     client.wait_for_version(release, 2)
     release.rollback()
@@ -184,7 +184,7 @@ def test_a_rollback_brings_the_agent_of_before_back(namespace: Namespace) -> Non
 
 def test_an_upgrade_to_an_agent_that_does_not_start_fails_and_those_of_before_serve_on(namespace: Namespace) -> None:
     client, release = Client.started(namespace), Release(namespace)
-    release.install(agent_source(1))
+    client.install(release, agent_source(1))
     release.upgrade({"agent": {"source": "raise SystemExit('a mistake')\n"}}, wait=False)
     eventually(
         lambda: any(

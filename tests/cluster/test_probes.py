@@ -75,7 +75,7 @@ def test_an_agent_that_hangs_is_restarted_soon_however_long_its_grace_is(namespa
     """It holds the interpreter, so that it answers no probe, and takes no SIGTERM either."""
     client = Client.started(namespace)
     release = Release(namespace, values=agent_source() | {"shutdown": {"graceSeconds": grace}})
-    release.install()
+    client.install(release)
     pod = release.pod()["metadata"]["name"]
     ask = json.dumps({"do": "hold the interpreter"})
     began = time.monotonic()
@@ -99,7 +99,7 @@ def test_an_agent_that_hangs_is_restarted_soon_however_long_its_grace_is(namespa
 
 def test_a_pod_that_is_told_to_end_is_taken_out_of_the_service_finishes_and_is_not_ready(namespace: Namespace) -> None:
     client, release = Client.started(namespace), Release(namespace, values=agent_source())
-    release.install()
+    client.install(release)
     pod = release.pod()
     name, url = pod["metadata"]["name"], f"http://{pod['status']['podIP']}:8080"
     client.invoke(release, do="research", seconds=25, task="long", report=client.report)
@@ -113,8 +113,11 @@ def test_a_pod_that_is_told_to_end_is_taken_out_of_the_service_finishes_and_is_n
         assert json.loads(client.call(url, "GET", "/ready")["body"]) == {"ready": False}
         ping = client.call(url, "GET", "/ping")
         assert (ping["status"], json.loads(ping["body"])["status"]) == (200, "HealthyBusy")
-        refused = client.call(url, "POST", "/invocations", {"do": "answer"})
-        assert (refused["status"], refused["headers"]["connection"]) == (503, "close")
+        answer = client.call(url, "POST", "/invocations", {"do": "answer"})
+        assert answer["headers"]["connection"] == "close"
+        eventually(
+            lambda: client.call(url, "POST", "/invocations", {"do": "answer"})["status"] == 503, "it takes no more", 30
+        )
         eventually(lambda: endpoint(release, name).get("serving") is False, "the kubelet has asked /ready", 30)
         eventually(lambda: namespace.run("get", "pod", name).returncode, "the pod is gone", PATIENCE)
         eventually(lambda: exit_codes(pods[name]), "the end of the pod was seen")

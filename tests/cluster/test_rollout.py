@@ -41,7 +41,7 @@ def namespace(cluster: Cluster) -> Iterator[Namespace]:
 
 def test_upgrades_under_load_fail_no_request_cut_no_stream_and_lose_no_task(namespace: Namespace) -> None:
     client, release = Client.started(namespace), Release(namespace, values={"replicaCount": 2})
-    release.install(agent_source(0))
+    client.install(release, agent_source(0))
     rollouts: list[float] = []
     with watched_pods(release) as pods:
         with client.load(release) as load:
@@ -104,7 +104,7 @@ def test_a_task_outlives_the_rollout_that_replaces_its_pod(namespace: Namespace)
     """It has the chart's whole grace, and the new pod serves meanwhile."""
     seconds = 45
     client, release = Client.started(namespace), Release(namespace)
-    release.install(agent_source(1))
+    client.install(release, agent_source(1))
     old = release.pod()["metadata"]["name"]
     with watched_pods(release) as pods:
         began = time.monotonic()
@@ -124,7 +124,7 @@ def test_a_task_that_outlasts_the_grace_is_cancelled_and_named_and_the_pod_ends_
     namespace: Namespace,
 ) -> None:
     client, release = Client.started(namespace), Release(namespace, values={"shutdown": {"graceSeconds": 5}})
-    release.install(agent_source())
+    client.install(release, agent_source())
     name = release.pod()["metadata"]["name"]
     client.invoke(release, do="research", seconds=600, task="endless", report=client.report)
     with watched_pods(release) as pods:

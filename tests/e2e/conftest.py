@@ -5,6 +5,8 @@ import pytest
 from tests.e2e.environments import environment
 from tests.e2e.runtimes import OURS, Runtime
 
+pytest.register_assert_rewrite("tests.e2e.trace_promises")
+
 
 @pytest.fixture(scope="session")
 def reference() -> Runtime:

@@ -337,13 +337,16 @@ class Engine:
         return Container(self, name, created.strip(), port)
 
     @contextmanager
-    def running(self, image: str, *options: str, command: tuple[str, ...] = ()) -> Iterator[Container]:
+    def running(
+        self, image: str, *options: str, command: tuple[str, ...] = (), seconds: float = PATIENCE
+    ) -> Iterator[Container]:
         """Run an image until the test is through with it.
 
         Args:
             image: Its name.
             options: Those of ``podman run``.
             command: What is run, where it is not what the image says.
+            seconds: How long it may take to answer.
         """
         container = self.create(image, *options, command=command)
         try:
@@ -351,6 +354,7 @@ class Engine:
             wait_until(
                 lambda: container.answers() or container.state["Status"] == "exited",
                 lambda: f"it does not answer\n{container.log()}",
+                seconds,
             )
             if container.state["Status"] == "exited":
                 pytest.fail(f"it has ended\n{container.state}\n{container.log()}")

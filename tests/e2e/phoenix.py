@@ -15,6 +15,7 @@ import msgspec
 
 from tests.e2e.environments import environment
 from tests.e2e.runtimes import free_ports
+from tests.e2e.trace_promises import Span, SpanEvent
 
 T = TypeVar("T")
 
@@ -23,21 +24,16 @@ PATIENCE = 20.0
 """Seconds after which what should have happened long ago counts as not happening."""
 
 
-class SpanContext(msgspec.Struct):
+class _SpanContext(msgspec.Struct):
     trace_id: str
     span_id: str
 
 
-class SpanEvent(msgspec.Struct):
-    name: str
-    attributes: dict[str, Any]
-
-
-class Span(msgspec.Struct):
-    """A span as Phoenix has kept it."""
+class _Span(msgspec.Struct):
+    """A span as Phoenix shows it."""
 
     name: str
-    context: SpanContext
+    context: _SpanContext
     parent_id: str | None
     start_time: datetime
     end_time: datetime
@@ -45,28 +41,37 @@ class Span(msgspec.Struct):
     attributes: dict[str, Any]
     events: list[SpanEvent]
 
-    @property
-    def seconds(self) -> float:
-        return (self.end_time - self.start_time).total_seconds()
+    def as_span(self) -> Span:
+        return Span(
+            name=self.name,
+            trace_id=self.context.trace_id,
+            span_id=self.context.span_id,
+            parent_id=self.parent_id,
+            start_time=self.start_time,
+            end_time=self.end_time,
+            status_code=self.status_code,
+            attributes=self.attributes,
+            events=self.events,
+        )
 
 
-class SessionTrace(msgspec.Struct):
+class _SessionTrace(msgspec.Struct):
     trace_id: str
 
 
-class Session(msgspec.Struct):
+class _Session(msgspec.Struct):
     """The traces that Phoenix shows as one conversation."""
 
     session_id: str
-    traces: list[SessionTrace]
+    traces: list[_SessionTrace]
 
 
 class _Page(msgspec.Struct, Generic[T]):
     data: list[T]
 
 
-_Spans = _Page[Span]
-_Sessions = _Page[Session]
+_Spans = _Page[_Span]
+_Sessions = _Page[_Session]
 
 
 class Phoenix:
@@ -86,15 +91,26 @@ class Phoenix:
         """What ``OTEL_EXPORTER_OTLP_ENDPOINT`` is to be."""
         return str(self._client.base_url).rstrip("/")
 
-    def spans(self, number: int, **filters: str) -> list[Span]:
-        """The spans that a filter lets through, in the order of their beginning, once there are so many."""
-        parameters = {"limit": "1000", "sort": "start_time", "order": "asc", **filters}
-        return self._once_complete("spans", parameters, _Spans, number)
+    def spans_of_session(self, session: str, number: int) -> list[Span]:
+        """The spans of a session, in the order of their beginning, once there are so many."""
+        return self._spans(number, attribute=f"session.id:{session}")
 
-    def sessions(self, number: int) -> dict[str, set[str]]:
-        """The sessions, each with the ids of its traces, once there are so many."""
+    def spans_of_request(self, request_id: str, number: int) -> list[Span]:
+        """The spans of a request, in the order of their beginning, once there are so many."""
+        return self._spans(number, attribute=f"request.id:{request_id}")
+
+    def spans_of_trace(self, trace_id: str, number: int) -> list[Span]:
+        """The spans of a trace, in the order of their beginning, once there are so many."""
+        return self._spans(number, trace_id=trace_id)
+
+    def traces_by_session(self, number: int) -> dict[str, set[str]]:
+        """The sessions, each with the ids of its traces, once there are so many sessions."""
         found = self._once_complete("sessions", {"limit": "1000"}, _Sessions, number)
         return {session.session_id: {trace.trace_id for trace in session.traces} for session in found}
+
+    def _spans(self, number: int, **filters: str) -> list[Span]:
+        parameters = {"limit": "1000", "sort": "start_time", "order": "asc", **filters}
+        return [span.as_span() for span in self._once_complete("spans", parameters, _Spans, number)]
 
     def _once_complete(self, what: str, parameters: dict[str, str], page: "type[_Page[T]]", number: int) -> list[T]:
         deadline = time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""The engine of the image's tests: nothing of it outlives whoever runs it, and its builds get packages as pip here does."""
+"""The engine of the image's tests: nothing of it outlives whoever runs it, and its builds get packages as pip does."""
 
 import os
 import signal

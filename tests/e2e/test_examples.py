@@ -19,8 +19,9 @@ import msgspec
 import pytest
 
 from tests.e2e.environments import environment
-from tests.e2e.phoenix import Phoenix, Span, phoenix
+from tests.e2e.phoenix import Phoenix, phoenix
 from tests.e2e.runtimes import HERE, OURS, ROOT, Runtime, free_ports
+from tests.e2e.trace_promises import Span
 from tests.integration.server import REQUEST_ID, SESSION_ID, ServerProcess, run
 from tests.integration.test_serving import ENDED_BY_SIGTERM
 
@@ -259,8 +260,8 @@ def test_it_does_not_call_home(life: Life) -> None:
 def test_its_spans_are_below_the_requests_with_the_session(backend: Phoenix, example: str, traced: Life) -> None:
     lines = [line for line in TRACES[example].splitlines() if line.strip()]
     for request_id in (traced.answer.request_id, traced.stream.request_id):
-        spans = backend.spans(len(lines), attribute=f"request.id:{request_id}")
-        assert len({span.context.trace_id for span in spans}) == 1
+        spans = backend.spans_of_request(request_id, len(lines))
+        assert len({span.trace_id for span in spans}) == 1
         assert {span.attributes.get("session.id") for span in spans} == {traced.session}
         assert {span.status_code for span in spans} <= {"OK", "UNSET"}
         assert tree(spans) == [line.removeprefix(" " * 8) for line in lines]
@@ -270,7 +271,7 @@ def tree(spans: list[Span], parent: str | None = None, indent: str = "") -> list
     lines = []
     for span in spans:
         if span.parent_id == parent:
-            lines += [indent + span.name, *tree(spans, span.context.span_id, f"{indent}  ")]
+            lines += [indent + span.name, *tree(spans, span.span_id, f"{indent}  ")]
     return lines
 
 

@@ -378,8 +378,8 @@ def test_clients_that_keep_their_connections_connect_anew_before_they_could_be_r
     """The Service of a cluster leads a connection that is kept to the same pod for ever."""
     shutdown = Shutdown(delay=3, grace=60, margin=10)
     with ready_pod(directory, shutdown) as pod, ExitStack() as stack:
-        connections = [http.client.HTTPConnection("127.0.0.1", pod.port, timeout=PATIENCE) for _ in range(3)]
-        idle, answering, streaming = (stack.enter_context(closing(connection)) for connection in connections)
+        connections = [http.client.HTTPConnection("127.0.0.1", pod.port, timeout=PATIENCE) for _ in range(4)]
+        idle, asking, answering, streaming = (stack.enter_context(closing(connection)) for connection in connections)
         ask = {"do": "answer", "seconds": 0.0}
         for connection in connections:
             connection.request("POST", "/invocations", json.dumps(ask))
@@ -391,14 +391,16 @@ def test_clients_that_keep_their_connections_connect_anew_before_they_could_be_r
         assert events.getheader("connection") is None
         pod.process.terminate()
         began = time.monotonic()
-        assert answering.getresponse().getheader("connection") == "close"
-        idle.request("POST", "/invocations", json.dumps(ask))
-        answer = idle.getresponse()
+        answer = answering.getresponse()  # it had begun before
+        assert (answer.status, answer.read()) == (200, b'"done"')
+        asking.request("POST", "/invocations", json.dumps(ask))
+        answer = asking.getresponse()
         assert (answer.status, answer.getheader("connection")) == (200, "close")
         assert time.monotonic() - began < shutdown.delay
         assert events.read().endswith(b"data: 19\n\n")
         assert time.monotonic() - began > shutdown.delay, "the stream was to outlast it"
-        assert streaming.sock.recv(1) == b"", "the connection is not closed"
+        for connection in (idle, answering, streaming):
+            assert connection.sock.recv(1) == b"", "the connection is not closed"
         assert pod.process.wait(PATIENCE) == 0
 
 

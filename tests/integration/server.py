@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import httpx
 import uvicorn
@@ -149,11 +149,15 @@ def app_run(module: str, port: int) -> list[str]:
 
 @contextmanager
 def run(
-    command: Sequence[str], port: int, cwd: Path = ROOT, start_seconds: float = 2 * PATIENCE
+    command: Sequence[str],
+    port: int,
+    cwd: Path = ROOT,
+    start_seconds: float = 2 * PATIENCE,
+    stdout: int | IO[str] = subprocess.DEVNULL,
 ) -> Iterator[ServerProcess]:
     """Run a command that serves an agent, from the root of the repository, until the test is through with it."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
-        process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=stderr)
+        process = subprocess.Popen(command, cwd=cwd, stdout=stdout, stderr=stderr)
         server = ServerProcess(port, process, stderr)
         try:
             _wait_for_ping(server, start_seconds)

@@ -1,6 +1,9 @@
 """The encoding of spans is the SDK's own, message for message, and its exporters send it as they send theirs."""
 
 import gzip
+import inspect
+import os
+import ssl
 import threading
 import time
 import zlib
@@ -8,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from agentcore_telemetry import otlp
 from agentcore_telemetry.environment import TraceSettings
 from agentcore_telemetry.otlp import encode_span, encode_spans, with_own_encoding
@@ -31,6 +36,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
+from tests.certificates import Certificates, certificates
 from tests.unit.conftest import Kept
 
 CONTEXT = SpanContext(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, is_remote=True, trace_flags=TraceFlags(1))
@@ -337,6 +343,7 @@ class Receiver(BaseHTTPRequestHandler):
         collector.requests.append((self.path, dict(self.headers.items()), body))
         self.send_response(collector.statuses.pop(0) if collector.statuses else 200)
         self.send_header("Retry-After", "0")
+        self.send_header("Location", f"https://elsewhere.example{self.path}")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -522,3 +529,102 @@ def test_over_http_the_environments_exporter_has_the_own_encoding(collector: Col
         assert exporter.export(SPANS) is SpanExportResult.SUCCESS
 
     assert [body for _, _, body in collector.requests] == [of_the_sdk(SPANS)]
+
+
+# Certificates
+
+
+@pytest.fixture
+def certs(tmp_path: Path) -> Certificates:
+    return certificates(tmp_path)
+
+
+@pytest.fixture
+def secured_collector(collector: Collector, certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> Collector:
+    """The collector, by TLS, with a certificate of an authority that nobody else trusts."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certs.server, certs.server_key)
+    collector.socket = context.wrap_socket(collector.socket, server_side=True)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.replace("http:", "https:"))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
+    return collector
+
+
+def environments_exporter(**variables: str) -> type[SpanExporter]:
+    return exporter_class("otlp", TraceSettings.from_environment(variables))
+
+
+@pytest.mark.parametrize("prefix", ["OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_TRACES_"])
+@pytest.mark.parametrize("other", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_over_http_the_authority_that_is_named_is_trusted_whatever_requests_is_told(
+    secured_collector: Collector, certs: Certificates, monkeypatch: pytest.MonkeyPatch, prefix: str, other: str
+) -> None:
+    monkeypatch.setenv(other, str(certs.client))  # which has signed nothing
+    monkeypatch.setenv(f"{prefix}CERTIFICATE", str(certs.authority))
+    with exporting(environments_exporter(**os.environ)) as exporter:
+        assert exporter.export(SPANS) is SpanExportResult.SUCCESS
+
+    assert [body for _, _, body in secured_collector.requests] == [of_the_sdk(SPANS)]
+
+
+def test_over_http_no_other_authority_is_trusted_than_the_one_that_is_named(
+    secured_collector: Collector, certs: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certs.authority))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certs.client))
+    with exporting(environments_exporter(**os.environ)) as exporter:
+        assert exporter.export(SPANS) is SpanExportResult.FAILURE
+
+    assert secured_collector.requests == []
+
+
+def test_over_http_requests_authorities_are_trusted_where_none_is_named(
+    secured_collector: Collector, certs: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certs.authority))
+    with exporting(environments_exporter(**os.environ)) as exporter:
+        assert exporter.export(SPANS) is SpanExportResult.SUCCESS
+
+
+@pytest.mark.parametrize("kind", ["", "TRACES_"])
+def test_over_http_the_session_of_a_credential_provider_is_the_one_that_sends(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    class Signed(requests.Session):
+        def __init__(self) -> None:
+            super().__init__()
+            self.headers["signed"] = "yes"
+
+    class Provider:
+        name = "signed"
+
+        def load(self) -> Any:
+            return lambda: Signed()
+
+    monkeypatch.setenv(f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{kind}CREDENTIAL_PROVIDER", "signed")
+    monkeypatch.setattr("agentcore_telemetry.environment.find_entry_point", lambda group, name: Provider())
+    monkeypatch.setattr("opentelemetry.exporter.otlp.proto.http._common.entry_points", lambda **query: [Provider()])
+    with exporting(environments_exporter(**os.environ)) as exporter:
+        assert exporter.export(SPANS) is SpanExportResult.SUCCESS
+
+    ((_, headers, _),) = collector.requests
+    assert headers["signed"] == "yes"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_over_http_what_is_redirected_is_a_failed_export_that_says_where_to(
+    collector: Collector, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    collector.statuses = [status]
+    with exporting(environments_exporter(**os.environ)) as exporter:
+        assert exporter.export(SPANS) is SpanExportResult.FAILURE
+        assert exporter.export(SPANS) is SpanExportResult.SUCCESS
+
+    assert len(collector.requests) == 2
+    assert "it redirects to https://elsewhere.example/v1/traces" in caplog.text
+
+
+def test_the_arguments_of_an_exporter_are_as_before(certs: Certificates) -> None:
+    kind = environments_exporter(OTEL_EXPORTER_OTLP_CERTIFICATE=str(certs.authority))
+    assert inspect.signature(kind) == inspect.signature(OTLPSpanExporter)
+    assert (kind.__module__, kind.__name__) == (OTLPSpanExporter.__module__, OTLPSpanExporter.__name__)

@@ -81,8 +81,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shutdown_delay_seconds: SecondsOrOff = 0.0
     """How long new work is still taken when the service is told to end, until proxies have heard of it; 0 for not.
 
-    ``/ready`` says 503 meanwhile, and each answer closes its connection, lest a client goes on with one that it keeps.
-    The grace comes after it.
+    ``/ready`` says 503 meanwhile, and each answer closes its connection, lest a client goes on with one that it keeps;
+    those that are idle are closed at its end. The grace comes after it.
     """
 
     shutdown_grace_seconds: Annotated[float, msgspec.Meta(ge=0)] = 30.0

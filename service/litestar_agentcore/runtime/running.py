@@ -57,9 +57,6 @@ class Running:
         if (work := self.work) is not None:
             work.cancel()
 
-    def close_connection(self) -> None:
-        """Have its client use the connection for nothing else, where it could. On the loop that serves it."""
-
     def expire(self, *, stopped: bool = False) -> None:
         """End it: the service's time to shut down is over. From any thread.
 
