@@ -30,7 +30,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!litestar_agentcore).*"),  # names of other projects, whose sites are not asked
     (r"py:class", r"litestar_agentcore\.(authoring|ag_ui)\.(Any\w+|[PR])"),  # type variables
-    (r"py:class", r"litestar_agentcore\.(openapi|config_bundle|runtime\.agent)\..*"),  # internal classes in signatures
+    # internal classes in signatures
+    (r"py:class", r"litestar_agentcore\.(openapi|config_bundle|protocols|runtime\.agent)\..*"),
 ]
 
 

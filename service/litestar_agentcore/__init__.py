@@ -8,6 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from litestar_agentcore.a2a import (
+        A2APlugin,
+        BedrockCallContextBuilder,
+        build_a2a_app,
+        build_runtime_url,
+        serve_a2a,
+    )
     from litestar_agentcore.ag_ui import AGUIApp, AGUIPlugin, build_ag_ui_app, serve_ag_ui
     from litestar_agentcore.mcp import MCPPlugin, mcp_app, serve_mcp
 
@@ -32,25 +39,35 @@ finally:
         gc.enable()
 
 __all__ = [
+    "A2APlugin",
     "AGUIApp",
     "AGUIPlugin",
     "AgentCorePlugin",
     "BedrockAgentCoreApp",
     "BedrockAgentCoreContext",
+    "BedrockCallContextBuilder",
     "MCPPlugin",
     "PingStatus",
     "RequestContext",
     "Settings",
     "SettingsError",
     "__version__",
+    "build_a2a_app",
     "build_ag_ui_app",
+    "build_runtime_url",
     "mcp_app",
     "require_authentication",
+    "serve_a2a",
     "serve_ag_ui",
     "serve_mcp",
 ]
 
 _MODULES = {
+    "A2APlugin": "a2a",
+    "BedrockCallContextBuilder": "a2a",
+    "build_a2a_app": "a2a",
+    "build_runtime_url": "a2a",
+    "serve_a2a": "a2a",
     "AGUIApp": "ag_ui",
     "AGUIPlugin": "ag_ui",
     "build_ag_ui_app": "ag_ui",

@@ -9,7 +9,6 @@ from time import monotonic
 from typing import Annotated, Any, cast
 
 import msgspec
-from agentcore_telemetry.recording import DataPlaneInvocationRecord
 from litestar import Request, Response, WebSocket
 from litestar.types import Empty, Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
@@ -17,11 +16,13 @@ from litestar.utils.scope.state import ScopeState
 from litestar_agentcore.answer import Answer, RawHeader
 from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.errors import ExceptionHandlers, headers_of, status_of
-from litestar_agentcore.exchange import InvocationExchange
+from litestar_agentcore.exchange import Exchange, InvocationExchange
+from litestar_agentcore.mounted import MountedAnswer, MountedExchange
 from litestar_agentcore.protocol.aws_errors import AwsError, InvalidFieldError, agent_error, error_of
 from litestar_agentcore.protocol.context import RequestValues, current_request, enter_request
 from litestar_agentcore.protocol.data_plane import (
     CLIENT_TOKEN_PATTERN,
+    GET_AGENT_CARD,
     MAX_PAYLOAD_BYTES,
     RETURNED,
     Operation,
@@ -66,6 +67,7 @@ _MAX_ERROR_BYTES = 64 * 1024
 """How much of the body of an agent's response that is beyond 2xx is read; a message has less."""
 
 INVOKE: Operation = "invocations"
+CARD: Operation = GET_AGENT_CARD
 STOP: Operation = "stopruntimesession"
 WEBSOCKET: Operation = "ws"
 
@@ -117,9 +119,7 @@ class DataPlaneAnswer(Answer):
         *args: As :class:`Answer` has them.
     """
 
-    __slots__ = ("_body", "_status")
-
-    record: DataPlaneInvocationRecord
+    # Without __slots__, of which only one of two bases may have some.
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -202,22 +202,12 @@ def _is_success(status: int) -> bool:
     return 200 <= status < 300
 
 
-class DataPlaneExchange(InvocationExchange):
-    """Answers InvokeAgentRuntime as an ASGI application: an invocation, of which the request and the answer are AWS's.
+class MountedDataPlaneAnswer(DataPlaneAnswer, MountedAnswer):
+    """The same, where a mounted application answers."""
 
-    Args:
-        agent: The agent that is invoked.
-        debug: Whether payloads may ask for debug actions.
-        authentication: Who may invoke it; ``None`` for everybody.
-        route: The template of its path, for spans.
-    """
 
-    answer_type = DataPlaneAnswer
-
-    def __init__(self, agent: Agent, debug: bool, authentication: Authentication | None, route: str) -> None:
-        super().__init__(agent, debug, authentication)
-        self._begin_record = partial(agent.telemetry.data_plane_invocation, route=route)
-        self._max_body_bytes = min(self._max_body_bytes, MAX_PAYLOAD_BYTES)
+class _Invocation(InvocationExchange):
+    """Answers InvokeAgentRuntime as an ASGI application: an invocation of which request and answer are AWS's."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, headers: Sequence[RawHeader] = ()) -> None:
         """Serve one invocation.
@@ -245,6 +235,78 @@ class DataPlaneExchange(InvocationExchange):
         finally:
             if kept is not None:
                 self._agent.sessions.end(kept)
+
+
+class DataPlaneExchange(_Invocation):
+    """Answers InvokeAgentRuntime of an agent that has an entrypoint.
+
+    Args:
+        agent: The agent that is invoked.
+        debug: Whether payloads may ask for debug actions.
+        authentication: Who may invoke it; ``None`` for everybody.
+        route: The template of its path, for spans.
+    """
+
+    answer_type = DataPlaneAnswer
+
+    def __init__(self, agent: Agent, debug: bool, authentication: Authentication | None, route: str) -> None:
+        super().__init__(agent, debug, authentication)
+        self._begin_record = partial(agent.telemetry.invocation, route=route)
+        self._max_body_bytes = min(self._max_body_bytes, MAX_PAYLOAD_BYTES)
+
+
+class MountedDataPlaneExchange(_Invocation, MountedExchange):
+    """Answers InvokeAgentRuntime of an agent that serves another protocol, with that protocol's application.
+
+    Args:
+        exchange: What answers the protocol's own path.
+        route: The template of the data plane's path, for spans.
+    """
+
+    answer_type = MountedDataPlaneAnswer
+
+    def __init__(self, exchange: MountedExchange, route: str) -> None:
+        super().__init__(**exchange.options, route=route)
+        self._max_body_bytes = min(self._max_body_bytes, MAX_PAYLOAD_BYTES)
+
+
+class DataPlane:
+    """What is served to AWS's clients, by operation.
+
+    Args:
+        prefix: The path that all of it is below.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.template = f"{prefix.rstrip('/')}/{{arn}}"
+        self.invocations: InvocationExchange | None = None
+        """InvokeAgentRuntime; of an application that has several protocols, plain HTTP's, else the first one's."""
+        self.agent_card: Exchange | None = None
+        """GetAgentCard, where A2A is served."""
+
+    @property
+    def invocations_route(self) -> str:
+        """The template of the path of InvokeAgentRuntime."""
+        return f"{self.template}/{INVOKE}"
+
+    def serving(self, operation: str) -> Exchange | None:
+        """What answers an operation; ``None`` where it is not served, or needs no exchange.
+
+        Args:
+            operation: The end of the path.
+        """
+        if operation == INVOKE:
+            return self.invocations
+        return self.agent_card if operation == CARD else None
+
+    def serve(self, exchange: MountedExchange) -> None:
+        """Have InvokeAgentRuntime reach a protocol, unless it reaches another already.
+
+        Args:
+            exchange: What answers the protocol's own path.
+        """
+        if self.invocations is None:
+            self.invocations = MountedDataPlaneExchange(exchange, self.invocations_route)
 
 
 class DataPlaneConnection(WebSocketConnection):
@@ -356,6 +418,32 @@ class StopOperation:
 
     def time_out(self) -> None:
         """Do nothing: its time is limited otherwise."""
+
+
+async def admit_card_request(scope: AnyScope, agent: Agent, authentication: Authentication | None) -> list[RawHeader]:
+    """Check a GetAgentCard.
+
+    Args:
+        scope: Its ASGI scope, routed; it is changed as for an invocation.
+        agent: The agent that the card is of.
+        authentication: Who may read it; ``None`` for everybody.
+
+    Returns:
+        Headers for the answer.
+
+    Raises:
+        Refusal: It cannot be answered.
+    """
+    _begin(scope)
+    request = agent.headers.read(scope["headers"])
+    if authentication is not None:
+        await authentication.admit(scope, request)
+    check_runtime(target(scope).runtime, scope["query_string"], agent.settings.runtime_arn)
+    check_headers(scope["headers"])
+    if request.refusal is not None:
+        raise request.refusal
+    request_id = request.values.request_id or ""
+    return [*response_headers(request_id, request.values.session_id), *aws_ids(request_id)]
 
 
 def exception_handler(agent: Agent) -> Callable[[Request[Any, Any, Any], Exception], Response[bytes]]:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from agentcore_telemetry.recording import InvocationRecord
 from litestar.types import Receive, Scope, Send
@@ -64,6 +64,20 @@ send head and body one after the other."""
 
 _LINGER_SECONDS = 2.0
 """How long a client that is answered while it still sends its body may go on: it might not read the answer before."""
+
+
+class Exchange(Protocol):
+    """Answers the requests of a route, as an ASGI application that can be given headers."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, headers: Sequence[RawHeader] = ()) -> None:
+        """Serve one request.
+
+        Args:
+            scope: The ASGI scope.
+            receive: The ASGI receive function.
+            send: The ASGI send function.
+            headers: Headers for the answer, beside its own.
+        """
 
 
 class _Clients:
@@ -143,14 +157,10 @@ class InvocationExchange:
             except Refusal as refused:
                 await self._refuse(refused, request, scope, receive, answer)
             except asyncio.CancelledError:
-                if answer.timed_out:
-                    answer.resume()
-                    await self._time_out(request, scope, receive, answer)
-                elif answer.expired:
-                    answer.resume()
-                    await self._expire(answer)
-                else:
+                if not (answer.timed_out or answer.expired):
                     raise
+                answer.resume()
+                await self._end_cancelled(request, scope, receive, answer)
         except BaseException as error:
             if record.error is None and record.interrupted is None:
                 record.fail(error)
@@ -335,6 +345,13 @@ class InvocationExchange:
         if now - self._overload_logged_at >= OVERLOAD_LOG_SECONDS:
             logger.warning("No place for invocations: %d refused with status 429 since this was said", self._overloaded)
             self._overloaded, self._overload_logged_at = 0, now
+
+    async def _end_cancelled(self, request: RequestHeaders, scope: Scope, receive: Receive, answer: Answer) -> None:
+        """Tell a client why its invocation is ended, where that still can be told."""
+        if answer.timed_out:
+            await self._time_out(request, scope, receive, answer)
+        else:
+            await self._expire(answer)
 
     async def _time_out(self, request: RequestHeaders, scope: Scope, receive: Receive, answer: Answer) -> None:
         """Tell a client that its body, or the handler, took too long."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextvars import Context
+from contextvars import Context, ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -16,6 +16,7 @@ from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.errors import BrokenResponseError
 from litestar_agentcore.exchange import InvocationExchange
 from litestar_agentcore.protocol.headers import RequestHeaders
+from litestar_agentcore.protocol.json_rpc import error_code
 from litestar_agentcore.protocol.models import Refusal
 from litestar_agentcore.protocol.recognition import TITLES, recognize
 from litestar_agentcore.request_body import read_body
@@ -172,6 +173,8 @@ class MountedAnswer(Answer):
 
     __slots__ = ("_is_stream", "is_last", "waits_for_server")
 
+    record: ProtocolRecord
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._is_stream = False
@@ -190,23 +193,32 @@ class MountedAnswer(Answer):
                 self.kind = "stream"
                 self.record.mode = "stream"
         elif self._is_stream and message["type"] == "http.response.body":
-            body = message["body"]
+            body = message.get("body", b"")
             if body and not body.startswith(_COMMENT):
                 self.record.chunks(1)
                 if self.is_last is not None and self.is_last(body):
                     self.answered()
+        elif (
+            message["type"] == "http.response.body"
+            and not message.get("more_body", False)
+            and (code := error_code(message.get("body", b""))) is not None
+        ):
+            self.record.answer_error(code)  # which comes with status 200
         await super().send(message)
 
     def answered(self) -> None:
         """Note that the client has what it asked for, and may leave."""
-        if isinstance(self.record, ProtocolRecord):
-            self.record.answered = True
+        self.record.answered = True
 
     def announce_expiry(self, *, stopped: bool) -> None:  # noqa: D102 - inherited
         if self.waits_for_server:
             self.expired, self.stopped = True, stopped
         else:
             super().announce_expiry(stopped=stopped)
+
+
+current_answer: ContextVar[MountedAnswer | None] = ContextVar("agentcore_mounted_answer", default=None)
+"""The answer that the current request is given, for the code around a library's application."""
 
 
 class MountedExchange(InvocationExchange):
@@ -220,6 +232,7 @@ class MountedExchange(InvocationExchange):
         route: The path's template, for spans.
         describe: Tells what is recorded of a request.
         path: The path that the application has for it; by default the route.
+        span_path: By what path its spans are named, whichever way a request came; by default the route.
         is_last: Tells the last event that a client waits for, where the protocol has such.
     """
 
@@ -235,15 +248,28 @@ class MountedExchange(InvocationExchange):
         route: str,
         describe: Describe,
         path: str | None = None,
+        span_path: str | None = None,
         is_last: IsLast | None = None,
     ) -> None:
         super().__init__(agent, debug=False, authentication=authentication)
+        self.options: dict[str, Any] = {
+            "agent": agent,
+            "authentication": authentication,
+            "application": application,
+            "protocol": protocol,
+            "describe": describe,
+            "path": path or route,
+            "span_path": span_path or route,
+        }
+        """What another exchange of the same application is made with, beside its route."""
         self._application = application
         self._protocol = protocol
         self._describe = describe
         self._path = path or route
         self._is_last = is_last
-        self._begin_record = partial(agent.telemetry.protocol_request, route=route, protocol=protocol)
+        self._begin_record = partial(
+            agent.telemetry.protocol_request, route=route, protocol=protocol, path=span_path or route
+        )
 
     async def _invoke(
         self, request: RequestHeaders, scope: Scope, receive: Receive, answer: Answer, clients: Any
@@ -273,6 +299,7 @@ class MountedExchange(InvocationExchange):
             logger.info("The client went away before there was a place for its invocation")
             await answer.close_without_client()
             return
+        token = current_answer.set(answer)
         try:
             await self._respond(
                 self._application,
@@ -282,8 +309,9 @@ class MountedExchange(InvocationExchange):
                 self._application.name,
             )
         finally:
+            current_answer.reset(token)
             self._agent.standing.discard(answer)
-        record = cast("ProtocolRecord", answer.record)
+        record = answer.record
         if not (answer.finished or record.left or record.answered) and record.error is None:
             raise BrokenResponseError("the application gave no whole answer")
 

@@ -21,6 +21,7 @@ from litestar_agentcore.controllers.health import health_controllers
 from litestar_agentcore.controllers.invocations import invocations_controller, is_invocations_handler
 from litestar_agentcore.controllers.metrics import metrics_controller
 from litestar_agentcore.controllers.websocket import websocket_controller
+from litestar_agentcore.data_plane import DataPlane, DataPlaneExchange
 from litestar_agentcore.errors import report_once
 from litestar_agentcore.exchange import InvocationExchange
 from litestar_agentcore.guards import AUTHENTICATION, guarded_openapi, require_authentication
@@ -37,7 +38,6 @@ from litestar_agentcore.worker_processes import sockets_of_server
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
-    from litestar.types import ASGIApp
 
     from litestar_agentcore.mounted import MountedApplication
 
@@ -69,8 +69,8 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         runtimes_path: Likewise for ``/runtimes``, below which AWS's own clients are answered.
         playground_path: Likewise for ``/playground``, which is there in debug mode and where a setting says so,
             unless the application's own ``route_handlers`` have it.
-        http: Whether ``/invocations``, ``/ws`` and ``/runtimes`` are served: plain HTTP, the protocol of the
-            entrypoint. Without, this is what plugins of other protocols stand on.
+        http: Whether ``/invocations`` and ``/ws`` are served: plain HTTP, the protocol of the entrypoint. Without,
+            this is what plugins of other protocols stand on.
 
     Raises:
         SettingsError: An ``AGENTCORE_*`` variable makes no sense, or something that it needs is not there.
@@ -113,8 +113,8 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         """The protocols that the application has, whichever of them the settings choose."""
         self.mounted: list[MountedApplication] = []
         """Libraries' applications, which live as long as the service does."""
-        self.agent_card: ASGIApp | None = None
-        """Answers for the card of the agent, where A2A is served."""
+        self.data_plane = DataPlane(runtimes_path or "/runtimes")
+        """What AWS's clients are answered with below ``runtimes_path``."""
         self._documented: list[HTTPRouteHandler] = []
         if entrypoint is not None:
             self.entrypoint(entrypoint)
@@ -134,12 +134,14 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
         if self.serves_protocol("http"):
             self.exchange = exchange = InvocationExchange(self.agent, debug, authentication)
             self.agent.protocol_paths["http"] = ("/invocations", "/ws")
+            route = self.data_plane.invocations_route
+            self.data_plane.invocations = DataPlaneExchange(self.agent, debug, authentication, route)
             app_config.route_handlers += [
                 invocations_controller(self.agent, exchange, authentication),
                 websocket_controller(self.agent, authentication),
             ]
-        if self._runtimes_path is not None and self.serves_protocol("http"):
-            data_plane = data_plane_controller(self.agent, debug, authentication, self._runtimes_path)
+        if self._runtimes_path is not None:
+            data_plane = data_plane_controller(self.agent, self.data_plane, authentication, self._runtimes_path)
             app_config.route_handlers.append(data_plane)
         if self._metrics_path is not None:
             guards = [require_authentication] if settings.auth_metrics else []

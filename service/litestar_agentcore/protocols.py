@@ -10,7 +10,7 @@ from litestar.plugins import InitPlugin
 
 from litestar_agentcore.app import BedrockAgentCoreApp
 from litestar_agentcore.controllers.invocations import InvocationResponse, exchange_middleware
-from litestar_agentcore.exchange import InvocationExchange
+from litestar_agentcore.exchange import Exchange
 from litestar_agentcore.plugin import AgentCorePlugin
 from litestar_agentcore.runtime.handler import Handler
 
@@ -71,7 +71,7 @@ class ProtocolApp(BedrockAgentCoreApp):
         super().run(self.default_port if port is None else port, host, **kwargs)
 
 
-def exchange_route(path: str, methods: list[Any], exchange: InvocationExchange, name: str) -> HTTPRouteHandler:
+def exchange_route(path: str, methods: list[Any], exchange: Exchange, name: str) -> HTTPRouteHandler:
     """Make a route that an exchange serves.
 
     Args:

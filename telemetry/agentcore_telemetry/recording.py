@@ -68,7 +68,9 @@ class Telemetry:
         parent = extract_context(carrier, self.tracing.propagator)
         return parent, experiment_attributes(parent)
 
-    def invocation(self, scope: Scope, parent: Context, host: str | None, user_agent: str | None) -> "InvocationRecord":
+    def invocation(
+        self, scope: Scope, parent: Context, host: str | None, user_agent: str | None, route: str = "/invocations"
+    ) -> "InvocationRecord":
         """Begin to record an invocation, in the current context.
 
         Args:
@@ -76,8 +78,9 @@ class Telemetry:
             parent: The parent of its span.
             host: Its ``Host`` header.
             user_agent: Its ``User-Agent`` header.
+            route: The path's template.
         """
-        return InvocationRecord(self, scope, parent, host, user_agent)
+        return InvocationRecord(self, scope, parent, host, user_agent, route)
 
     def websocket(
         self, scope: Scope, parent: Context, host: str | None, user_agent: str | None, route: str
@@ -93,22 +96,15 @@ class Telemetry:
         """
         return WebSocketRecord(self, scope, parent, host, user_agent, route)
 
-    def data_plane_invocation(
-        self, scope: Scope, parent: Context, host: str | None, user_agent: str | None, route: str
-    ) -> "DataPlaneInvocationRecord":
-        """Begin to record an invocation that came by AWS's data plane, in the current context.
-
-        Args:
-            scope: Its ASGI scope.
-            parent: The parent of its span.
-            host: Its ``Host`` header.
-            user_agent: Its ``User-Agent`` header.
-            route: The path's template.
-        """
-        return DataPlaneInvocationRecord(self, scope, parent, host, user_agent, route)
-
     def protocol_request(
-        self, scope: Scope, parent: Context, host: str | None, user_agent: str | None, route: str, protocol: Protocol
+        self,
+        scope: Scope,
+        parent: Context,
+        host: str | None,
+        user_agent: str | None,
+        route: str,
+        protocol: Protocol,
+        path: str | None = None,
     ) -> "ProtocolRecord":
         """Begin to record a request of a protocol that is served beside plain HTTP, in the current context.
 
@@ -119,8 +115,10 @@ class Telemetry:
             user_agent: Its ``User-Agent`` header.
             route: The path's template.
             protocol: Which protocol.
+            path: The protocol's own path, by which the span is named whichever way the request came; by default the
+                route.
         """
-        return ProtocolRecord(self, scope, parent, host, user_agent, route, protocol)
+        return ProtocolRecord(self, scope, parent, host, user_agent, route, protocol, path)
 
     def attributes_of(
         self, scope: Scope, method: str, route: str, host: str | None, user_agent: str | None, operation: str | None
@@ -244,7 +242,7 @@ class _ServerRecord:
 class InvocationRecord(_ServerRecord):
     """One invocation, from its request to the last byte of its answer."""
 
-    __slots__ = ("_began", "_chunks", "_metrics", "interrupted", "left", "mode", "rejected", "status")
+    __slots__ = ("_began", "_chunks", "_metrics", "interrupted", "left", "mode", "rejected", "sent_status", "status")
 
     name, method = "POST /invocations", "POST"
 
@@ -262,7 +260,9 @@ class InvocationRecord(_ServerRecord):
         self._chunks = 0
         self.mode: Mode = "unary"
         self.status: int | None = None
-        """The HTTP status of the answer."""
+        """The HTTP status of the answer, by which outcome and failure are told."""
+        self.sent_status: int | None = None
+        """The HTTP status that was sent, where that is another: AWS's data plane has statuses of its own."""
         self.left = False
         """Whether the client went away before the end."""
         self.rejected = False
@@ -272,6 +272,12 @@ class InvocationRecord(_ServerRecord):
         self._metrics = metrics = metrics or telemetry.metrics.invocations
         metrics.begin()
         super().__init__(telemetry, scope, parent, host, user_agent, route)
+
+    def carrier(self) -> dict[str, str]:
+        """The headers that carry the context of the invocation, and its baggage, to the client."""
+        carrier: dict[str, str] = {}
+        self._telemetry.tracing.propagator.inject(carrier)
+        return carrier
 
     def leave(self) -> None:
         """Record that the client went away."""
@@ -314,7 +320,7 @@ class InvocationRecord(_ServerRecord):
         if self._recorded and reason is not None and self.error is None and self.status == _OK:
             self._note("error.type", reason)  # the status was sent before it was known how this would end
             self._span.set_status(Status(StatusCode.ERROR, reason))
-        self._close(self.status)
+        self._close(self.status, self.sent_status)
 
     def _count(self, outcome: Outcome, seconds: float, trace_id: int | None) -> None:
         self._metrics.end(self.mode, outcome, seconds, trace_id)
@@ -333,29 +339,6 @@ class InvocationRecord(_ServerRecord):
         return "server_error" if self.mode == "stream" and self.error is not None else "ok"
 
 
-class DataPlaneInvocationRecord(InvocationRecord):
-    """One invocation whose answer leaves with statuses of AWS's own.
-
-    Outcome and failure are by the status that the agent, or the service, has for it.
-    """
-
-    __slots__ = ("sent_status",)
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.sent_status: int | None = None
-        """The HTTP status that was sent, where that is another than :attr:`status`."""
-
-    def carrier(self) -> dict[str, str]:
-        """The headers that carry the context of the invocation, and its baggage, to the client."""
-        carrier: dict[str, str] = {}
-        self._telemetry.tracing.propagator.inject(carrier)
-        return carrier
-
-    def _close(self, status: int | None, sent_status: int | None = None) -> None:
-        super()._close(status, sent_status or self.sent_status)
-
-
 class ProtocolRecord(InvocationRecord):
     """One request of a protocol that is served beside plain HTTP.
 
@@ -363,7 +346,7 @@ class ProtocolRecord(InvocationRecord):
     session) are counted by protocol alone.
     """
 
-    __slots__ = ("_protocol", "answered", "call", "method", "name", "operation")
+    __slots__ = ("_error_code", "_protocol", "answered", "call", "method", "name", "operation")
 
     def __init__(
         self,
@@ -374,10 +357,12 @@ class ProtocolRecord(InvocationRecord):
         user_agent: str | None,
         route: str,
         protocol: Protocol,
+        path: str | None = None,
     ) -> None:
+        self._error_code: int | None = None
         self._protocol = protocol
         self.method = scope["method"]
-        self.name = f"{self.method} {route}"
+        self.name = f"{self.method} {path or route}"
         self.operation = "invoke_agent" if protocol in _INVOKING else None
         self.call = "other"
         """Which of the protocol's calls it is, as a label: of a set that is bounded."""
@@ -391,6 +376,29 @@ class ProtocolRecord(InvocationRecord):
         if not self.answered:
             super().leave()
 
+    def answer_error(self, code: int) -> None:
+        """Record that the answer is an error of JSON-RPC, whatever its HTTP status is.
+
+        By the OpenTelemetry conventions for JSON-RPC; as with HTTP, what is the client's fault is no error of ours.
+
+        Args:
+            code: The error's code.
+        """
+        self._error_code = code
+        if self._recorded:
+            self._note("rpc.response.status_code", str(code))
+            if code in _SERVER_ERROR_CODES:
+                self._note("error.type", str(code))
+                self._span.set_status(Status(StatusCode.ERROR))
+
+    def _outcome(self) -> Outcome:
+        outcome = super()._outcome()
+        if outcome != "ok":
+            return outcome
+        if self.error is not None or self._error_code in _SERVER_ERROR_CODES:
+            return "server_error"
+        return outcome if self._error_code is None else "client_error"
+
     def _count(self, outcome: Outcome, seconds: float, trace_id: int | None) -> None:
         super()._count(outcome, seconds, trace_id)
         self._telemetry.metrics.protocols.end(self._protocol, self.call, outcome, seconds, trace_id)
@@ -398,6 +406,10 @@ class ProtocolRecord(InvocationRecord):
 
 _INVOKING = frozenset({"ag-ui", "a2a"})
 """The protocols whose requests ask an agent to do something; with MCP, a tool is called, or something is listed."""
+
+_SERVER_ERROR_CODES = frozenset({-32603, -32006})
+"""Internal error (JSON-RPC 2.0 Specification, 5.1); the agent's answer makes no sense (A2A specification, "Error
+Handling")."""
 
 _STREAM_OUTCOMES = {"ok": "completed", "disconnected": "disconnected"}
 

@@ -11,23 +11,25 @@ from tests.benchmarks import environments
 from tests.benchmarks.environments import HERE, ROOT
 
 AGENT = HERE / "agents" / "agent.py"
+A2A_AGENT = HERE / "agents" / "a2a_agent.py"
 OURS_IMPORT = "from litestar_agentcore import BedrockAgentCoreApp"
 SDK_IMPORT = "from bedrock_agentcore.runtime import BedrockAgentCoreApp"
 
-LOADS = (
+INVOCATIONS = (
     "unary-async",
     "unary-one-step",
     "unary-sync",
     "stream-async",
     "stream-sync",
-    "stream-ag-ui",
     "sleepers",
     "open-streams",
     "cold-start",
 )
+"""Loads of plain HTTP."""
 
-AG_UI_LOADS = frozenset({"stream-ag-ui"})
-HTTP_LOADS = frozenset(LOADS) - AG_UI_LOADS
+AG_UI, A2A = "stream-ag-ui", "unary-a2a"
+LOADS = (*INVOCATIONS, AG_UI, A2A)
+AG_UI_LOADS = frozenset({AG_UI})
 
 Write = Callable[[Path], Sequence[str]]
 
@@ -55,7 +57,8 @@ def ours(root: Path = ROOT, suffix: str = "") -> list[Candidate]:
     checkout = {"PYTHONPATH": os.pathsep.join(str(root / directory) for directory in ("service", "telemetry"))}
     silent = {**checkout, "OTEL_SDK_DISABLED": "true"}
     inline = {"AGENTCORE_HANDLER_ISOLATION": "inline"}
-    every, quick = HTTP_LOADS, HTTP_LOADS - {"unary-one-step", "unary-sync", "stream-sync", "open-streams"}
+    every = frozenset(INVOCATIONS)
+    quick = every - {"unary-one-step", "unary-sync", "stream-sync", "open-streams"}
     title = f"this runtime{suffix}"
     return [
         Candidate(f"isolated-traced{suffix}", f"{title}, telemetry on", every, prepare, True, checkout),
@@ -66,20 +69,36 @@ def ours(root: Path = ROOT, suffix: str = "") -> list[Candidate]:
             f"ag-ui-traced{suffix}", f"{title}, telemetry on", AG_UI_LOADS, _ag_ui("ag_ui_agent"), True, checkout
         ),
         Candidate(f"ag-ui{suffix}", f"{title}, telemetry off", AG_UI_LOADS, _ag_ui("ag_ui_agent"), False, silent),
+        # Without the library's own spans, which are many and not ours.
+        _a2a(f"a2a-traced{suffix}", f"{title}, telemetry on", "ours", True, checkout | LIBRARY_UNTRACED),
+        _a2a(f"a2a{suffix}", f"{title}, telemetry off", "ours", False, silent),
     ]
+
+
+LIBRARY_UNTRACED = {"OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false"}
+
+
+def _a2a(name: str, title: str, runtime: str, traced: bool, environment: dict[str, str]) -> Candidate:
+    def prepare(directory: Path) -> Sequence[str]:
+        agent = shutil.copy(A2A_AGENT, directory)
+        return [str(environments.a2a()), str(agent), runtime]
+
+    return Candidate(name, title, frozenset({A2A}), prepare, traced, environment)
 
 
 def peers() -> list[Candidate]:
     """The official runtimes, and the limit."""
     return [
-        Candidate("python-traced", "Python SDK, traced", HTTP_LOADS, _sdk_traced, True),
-        Candidate("python", "Python SDK", HTTP_LOADS, _sdk),
-        Candidate("typescript", "TypeScript SDK", HTTP_LOADS - {"stream-sync"}, _typescript),
+        Candidate("python-traced", "Python SDK, traced", frozenset(INVOCATIONS), _sdk_traced, True),
+        Candidate("python", "Python SDK", frozenset(INVOCATIONS), _sdk),
+        Candidate("typescript", "TypeScript SDK", frozenset(INVOCATIONS) - {"stream-sync"}, _typescript),
         Candidate(
             "limit", "bare ASGI", frozenset({"unary-async", "unary-one-step", "stream-async", "cold-start"}), _limit
         ),
         Candidate("ag-ui-python", "Python SDK for AG-UI", AG_UI_LOADS, _ag_ui("ag_ui_agent", is_ours=False)),
         Candidate("ag-ui-limit", "AG-UI's library on uvicorn", AG_UI_LOADS, _ag_ui("ag_ui_limit")),
+        _a2a("a2a-python", "Python SDK", "sdk", False, {}),
+        _a2a("a2a-bare", "a2a-sdk alone", "bare", False, {}),
     ]
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 import uvloop
 
-from tests.benchmarks.invocation import BODY, EVENTS, RUN_BODY, request
+from tests.benchmarks.invocation import EVENTS, request
 from tests.benchmarks.results import Round, quantile
 from tests.benchmarks.servers import resident_bytes
 
@@ -85,9 +85,9 @@ class Connection(asyncio.Protocol):
 class ClosedLoop:
     """Streams one after the other on each connection, for some time."""
 
-    def __init__(self, seconds: float, body: str = BODY) -> None:
+    def __init__(self, seconds: float, load: str = "") -> None:
         self.seconds = seconds
-        self.request = request(stream=True, body=body)
+        self.request = request(stream=True, load=load)
         self.events = self.broken = 0
         self.latencies: list[float] = []
         self.running = False
@@ -255,7 +255,7 @@ if __name__ == "__main__":
     kind, port, connections, seconds, pid = sys.argv[1], *map(float, sys.argv[2:])
     kinds: dict[str, Callable[[], Coroutine[Any, Any, Round]]] = {
         "streams": lambda: ClosedLoop(seconds).run(int(port), int(connections)),
-        "runs": lambda: ClosedLoop(seconds, RUN_BODY).run(int(port), int(connections)),
+        "runs": lambda: ClosedLoop(seconds, "stream-ag-ui").run(int(port), int(connections)),
         "sleepers": lambda: sleepers(int(port), int(connections)),
         "open-streams": lambda: OpenStreams().run(int(port), int(connections), seconds, int(pid)),
     }

@@ -14,6 +14,7 @@ OURS = ROOT / ".venv-ours"
 PEER = ROOT / ".venv-peer"
 PEER_TRACED = ROOT / ".venv-peer-traced"
 AG_UI = ROOT / ".venv-ag-ui"
+PEER_A2A = ROOT / ".venv-peer-a2a"
 NPM_PEER = ROOT / ".npm-peer"
 
 FOREIGN = ("AGENTCORE_", "AGENT_NAME", "DOCKER_CONTAINER", "KUBERNETES_", "NODE_", "OTEL_", "PYTEST_", "PYTHON")
@@ -63,6 +64,11 @@ def traced_python_peer() -> Path:
 def ag_ui() -> Path:
     """The Python of the environment with AG-UI's library, what this runtime needs, and the official SDK."""
     return _venv(AG_UI, ROOT / "tests/e2e/requirements-ag-ui.txt")
+
+
+def a2a() -> Path:
+    """The Python of the environment with the a2a-sdk, what this runtime needs, and the official SDK."""
+    return _venv(PEER_A2A, ROOT / "tests/e2e/requirements-a2a.txt")
 
 
 def npm_peer() -> Path:

@@ -22,6 +22,8 @@ HEADERS = {
     "Content-Type": "application/json",
     "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id": "7c9f4a52-3f0b-4a86-9a3e-2f1d8b6c5e40",
 }
+A2A_MESSAGE = {"kind": "message", "messageId": "m", "role": "user", "parts": [{"kind": "text", "text": PROMPT}]}
+A2A_BODY = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "message/send", "params": {"message": A2A_MESSAGE}})
 EVENTS = 100
 """In a stream, where it has an end."""
 
@@ -36,11 +38,19 @@ def headers(stream: bool = False) -> dict[str, str]:
     return {**HEADERS, "Accept": "text/event-stream" if stream else "application/json"}
 
 
-def request(stream: bool = False, body: str = BODY) -> bytes:
+def target(load: str) -> tuple[str, str]:
+    """The path and the body of a load's requests."""
+    if load == "unary-a2a":
+        return "/", A2A_BODY
+    return "/invocations", RUN_BODY if load == "stream-ag-ui" else BODY
+
+
+def request(stream: bool = False, load: str = "") -> bytes:
     """An invocation as it goes over the wire."""
+    path, body = target(load)
     fields = {"Host": "127.0.0.1", **headers(stream), "Content-Length": str(len(body))}
     lines = [f"{name}: {value}" for name, value in fields.items()]
-    return "\r\n".join(["POST /invocations HTTP/1.1", *lines, "", body]).encode()
+    return "\r\n".join([f"POST {path} HTTP/1.1", *lines, "", body]).encode()
 
 
 def check_unary(port: int) -> None:
@@ -49,28 +59,34 @@ def check_unary(port: int) -> None:
         raise WrongAnswer(f"{status} {body[:200]!r} is no echo")
 
 
+def check_a2a(port: int) -> None:
+    status, body = _invoke(port, stream=False, load="unary-a2a")
+    if status != 200 or json.loads(body).get("result", {}).get("parts") != A2A_MESSAGE["parts"]:
+        raise WrongAnswer(f"{status} {body[:200]!r} is no echo")
+
+
 def check_stream(port: int) -> None:
     """All events are there, each by itself and in order."""
-    _check_events(port, BODY, [{"token": f"token {number}"} for number in range(EVENTS)])
+    _check_events(port, "stream-async", [{"token": f"token {number}"} for number in range(EVENTS)])
 
 
 def check_run(port: int) -> None:
     """Likewise of a run of AG-UI."""
     kind = {"type": "TEXT_MESSAGE_CONTENT", "messageId": "message-2"}
-    _check_events(port, RUN_BODY, [{**kind, "delta": f"token {number}"} for number in range(EVENTS)])
+    _check_events(port, "stream-ag-ui", [{**kind, "delta": f"token {number}"} for number in range(EVENTS)])
 
 
-def _check_events(port: int, asked: str, expected: list[dict[str, str]]) -> None:
-    status, body = _invoke(port, stream=True, asked=asked)
+def _check_events(port: int, load: str, expected: list[dict[str, str]]) -> None:
+    status, body = _invoke(port, stream=True, load=load)
     events = [line.removeprefix("data:") for line in body.decode().splitlines() if line.startswith("data:")]
     if status != 200 or [json.loads(event) for event in events] != expected:
         raise WrongAnswer(f"{status} with {len(events)} events is not the stream of {EVENTS}: {body[:200]!r}")
 
 
-def bytes_of_answer(port: int) -> int:
+def bytes_of_answer(port: int, load: str = "") -> int:
     """How long a complete unary answer is on the wire, its headers included."""
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
-        connection.sendall(request())
+        connection.sendall(request(load=load))
         answer = b""
         while True:
             if not (received := connection.recv(65536)):
@@ -84,10 +100,11 @@ def bytes_of_answer(port: int) -> int:
                 return len(answer)
 
 
-def _invoke(port: int, stream: bool, asked: str = BODY) -> tuple[int, bytes]:
+def _invoke(port: int, stream: bool, load: str = "") -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
-        connection.request("POST", "/invocations", asked, headers(stream))
+        path, sent = target(load)
+        connection.request("POST", path, sent, headers(stream))
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:

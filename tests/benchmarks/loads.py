@@ -11,7 +11,15 @@ import msgspec
 
 from tests.benchmarks import environments
 from tests.benchmarks.environments import HERE, ROOT, base_environment
-from tests.benchmarks.invocation import BODY, bytes_of_answer, check_run, check_stream, check_unary, headers
+from tests.benchmarks.invocation import (
+    bytes_of_answer,
+    check_a2a,
+    check_run,
+    check_stream,
+    check_unary,
+    headers,
+    target,
+)
 from tests.benchmarks.results import Round
 from tests.benchmarks.servers import Cores, Server, pinned
 
@@ -25,6 +33,8 @@ def check(load: str, port: int) -> None:
         check_run(port)
     elif load.startswith("stream"):
         check_stream(port)
+    elif load == "unary-a2a":
+        check_a2a(port)
     elif load != "open-streams":
         check_unary(port)
 
@@ -33,18 +43,19 @@ def drive(load: str, server: Server, connections: int, seconds: float, cores: Co
     """One round of a load."""
     with pinned(cores.load):
         if load.startswith("unary"):
-            return _wrk(server, connections, seconds)
+            return _wrk(load, server, connections, seconds)
         kind = {"stream-ag-ui": "runs"}.get(load, "streams") if load.startswith("stream") else load
         return _client(kind, server, connections, seconds)
 
 
-def _wrk(server: Server, connections: int, seconds: float) -> Round:
+def _wrk(load: str, server: Server, connections: int, seconds: float) -> Round:
     # wrk knows whole seconds only, so it is interrupted, which it answers by saying what it has counted.
     command = [environments.wrk(), "-t1", f"-c{connections}", "-d60s", "--timeout", "30s", "-s", str(HERE / "load.lua")]
     for name, value in headers().items():
         command += ["-H", f"{name}: {value}"]
-    command += [f"http://127.0.0.1:{server.port}/invocations", "--", BODY]
-    expected = bytes_of_answer(server.port)
+    path, body = target(load)
+    command += [f"http://127.0.0.1:{server.port}{path}", "--", body]
+    expected = bytes_of_answer(server.port, load)
     cpu = _cpu_seconds_of_ended_children()
     output = _output_after(command, seconds)
     cpu = _cpu_seconds_of_ended_children() - cpu

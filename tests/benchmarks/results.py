@@ -118,6 +118,9 @@ def rows(suffix: str = "") -> list[Row]:
     def cold(name: str) -> Key:
         return Key("cold-start", 1, name)
 
+    def a2a(name: str) -> Key:
+        return Key("unary-a2a", 32, name)
+
     traced, isolated, inline = f"isolated-traced{suffix}", f"isolated{suffix}", f"inline{suffix}"
     python_traced, python, typescript, limit = "python-traced", "python", "typescript", "limit"
     return [
@@ -148,6 +151,15 @@ def rows(suffix: str = "") -> list[Row]:
             0.5,
             0.25,
             at_most=True,
+        ),
+        Row(
+            "A2A: req/s, telemetry off, to the a2a-sdk alone",
+            "rate",
+            a2a(f"a2a{suffix}"),
+            a2a("a2a-bare"),
+            0.6,
+            0.8,
+            "%",
         ),
         Row("cold start, to the Python SDK", "seconds", cold(isolated), cold(python), 1, 0.7, at_most=True),
     ]

@@ -739,7 +739,7 @@ def unlike_default(kind: dict[str, Any], default: Any) -> Any:
 def test_every_setting_of_the_server_is_a_value_and_reaches_it() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     declared = schema["properties"]["agent"]["properties"]["settings"]["properties"]
-    elsewhere = {"agent_name", "shutdown_delay_seconds", "shutdown_grace_seconds", *AUTHENTICATION}
+    elsewhere = {"agent_name", "protocol", "shutdown_delay_seconds", "shutdown_grace_seconds", *AUTHENTICATION}
     snake = {snake_case(name): name for name in declared}
     assert snake.keys() == {field.name for field in fields(Settings)} - elsewhere
 
@@ -749,6 +749,87 @@ def test_every_setting_of_the_server_is_a_value_and_reaches_it() -> None:
     assert Settings.from_environment(render(values).environment) == Settings(
         **other, agent_name="support", shutdown_delay_seconds=5, shutdown_grace_seconds=60
     )
+
+
+PROTOCOLS = ("", "http", "ag-ui", "a2a", "mcp")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_protocol_has_its_port_everywhere(protocol: str) -> None:
+    port = {"a2a": 9000, "mcp": 8000}.get(protocol, 8080)
+    manifests = render(merged(ROUTE, set_values(f"agent.protocol={protocol},metrics.scrapeAnnotations=true")))
+    assert manifests.agent["ports"] == [{"name": "http", "containerPort": port, "protocol": "TCP"}]
+    template = manifests.one("Deployment")["spec"]["template"]
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(port)
+    (served,) = manifests.one("Service")["spec"]["ports"]
+    assert (served["port"], served["targetPort"]) == (port, "http")
+    (rule,) = manifests.one("HTTPRoute")["spec"]["rules"]
+    assert rule["backendRefs"] == [{"name": "demo-agentcore", "port": port}]
+    assert manifests.environment.get("AGENTCORE_PROTOCOL", "") == protocol
+    assert Settings.from_environment(manifests.environment).protocol == (protocol or None)
+    command = manifests.agent.get("command")
+    assert command == (None if port == 8080 else ["litestar", "run", "--host", "0.0.0.0", "--port", str(port)])
+    workers = render(set_values(f"agent.protocol={protocol},agent.workers=2")).agent["command"]
+    assert f"port={port}," in workers[-1]
+    chosen = render(set_values(f"agent.protocol={protocol},service.port=80"))
+    assert chosen.one("Service")["spec"]["ports"][0]["port"] == 80
+
+
+@pytest.mark.parametrize(
+    ("protocol", "paths"),
+    [
+        ("", {"/invocations", "/ws", "/ping"}),
+        ("http", {"/invocations", "/ws", "/ping"}),
+        ("ag-ui", {"/invocations", "/ws", "/ping"}),
+        ("a2a", {"/", "/.well-known/agent-card.json", "/ping"}),
+        ("mcp", {"/mcp", "/ping"}),
+    ],
+)
+def test_a_protocols_paths_lead_in_and_no_others(protocol: str, paths: set[str]) -> None:
+    chosen = set_values(f"agent.protocol={protocol}")
+    (rule,) = render(merged(INGRESS, chosen)).one("Ingress")["spec"]["rules"]
+    entries = {entry["path"]: entry["pathType"] for entry in rule["http"]["paths"]}
+    assert entries == {path: "Exact" if path == "/" else "Prefix" for path in paths}
+    (route,) = render(merged(ROUTE, chosen)).one("HTTPRoute")["spec"]["rules"]
+    matches = {match["path"]["value"]: match["path"]["type"] for match in route["matches"]}
+    assert matches == {path: "Exact" if path == "/" else "PathPrefix" for path in paths}
+    own = render(merged(INGRESS, chosen, {"publicPaths": ["/"]})).one("Ingress")["spec"]["rules"][0]["http"]["paths"]
+    assert [(entry["path"], entry["pathType"]) for entry in own] == [("/", "Prefix")]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_sessions_go_by_the_protocols_own_header(protocol: str) -> None:
+    header = "Mcp-Session-Id" if protocol == "mcp" else SESSION_HEADER
+    chosen = set_values(f"agent.protocol={protocol}")
+    istio = merged(chosen, set_values("sessionAffinity.controller=istio"))
+    balancer = render(istio).one("DestinationRule")["spec"]["trafficPolicy"]["loadBalancer"]
+    assert balancer["consistentHash"]["httpHeaderName"] == header
+    nginx = merged(INGRESS, chosen, set_values("sessionAffinity.controller=ingress-nginx"))
+    sessions = render(nginx).named("Ingress", "demo-agentcore-sessions")["metadata"]["annotations"]
+    assert sessions["nginx.ingress.kubernetes.io/canary-by-header"] == header
+    own = merged(istio, set_values("sessionAffinity.header=X-Own"))
+    balancer = render(own).one("DestinationRule")["spec"]["trafficPolicy"]["loadBalancer"]
+    assert balancer["consistentHash"]["httpHeaderName"] == "X-Own"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "path", "member"),
+    [
+        ("", "/invocations", "prompt"),
+        ("ag-ui", "/invocations", "threadId"),
+        ("a2a", "/", "method"),
+        ("mcp", "/mcp", "method"),
+    ],
+)
+def test_helm_test_and_the_notes_call_the_protocol(protocol: str, path: str, member: str) -> None:
+    chosen = set_values(f"agent.protocol={protocol}")
+    (container,) = render(chosen).one("Pod")["spec"]["containers"]
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert environment["CALL"] == path
+    assert member in json.loads(environment["PAYLOAD"])
+    port = {"a2a": 9000, "mcp": 8000}.get(protocol, 8080)
+    assert f"curl http://localhost:{port}{path} " in notes(chosen)
+    assert environment["PAYLOAD"] in notes(chosen)
 
 
 def test_what_is_left_out_of_the_settings_is_no_variable() -> None:

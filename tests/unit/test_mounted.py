@@ -85,6 +85,15 @@ class LibraryPlugin(ProtocolPlugin):
             describe=lambda scope, body: Call("tools/call", {"mcp.method.name": "tools/call"}),
         )
         app_config.route_handlers.append(exchange_route("/mcp", ["GET", "POST"], exchange, "mcp"))
+        self.serve_data_plane(service, exchange)
+
+    def serve_data_plane(self, service: AgentCorePlugin, exchange: MountedExchange) -> None:
+        pass
+
+
+class DataPlanePlugin(LibraryPlugin):
+    def serve_data_plane(self, service: AgentCorePlugin, exchange: MountedExchange) -> None:
+        service.data_plane.serve(exchange)
 
 
 def error_at_start(app: Litestar) -> BaseException:
@@ -288,3 +297,47 @@ def test_bodies_are_recognized_where_they_can_be(body: Any, protocol: str | None
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_what_is_no_json_is_no_protocols(body: bytes) -> None:
     assert recognize(body) is None
+
+
+ARN = "arn:aws:bedrock-agentcore:us-east-1:123456789012:runtime/agent-abc"
+
+
+def invoke(client: Any, content: str, **headers: str) -> Any:
+    return client.post(f"/runtimes/{ARN}/invocations", content=content, headers=headers)
+
+
+def test_awss_clients_reach_the_protocol(exported: InMemorySpanExporter, notes: list[Any]) -> None:
+    with TestClient(ProtocolApp(plugins=[DataPlanePlugin(lambda: Library(notes))])) as client:
+        answer = invoke(client, "{}", **{SESSION_ID: "s" * 33})
+        assert (answer.status_code, answer.json()["session"], answer.json()["path"]) == (200, "s" * 33, "/inside")
+        assert answer.headers["x-amzn-requestid"] == answer.json()["request"]
+        assert invoke(client, "stream").text == ": ping\n\ndata: 1\n\ndata: 2\n\n"
+        assert len(invoke(client, "{}").json()["session"]) == 36
+        metrics = client.get("/metrics").text
+    assert 'agentcore_protocol_requests_total{call="tools/call",outcome="ok",protocol="mcp"} 3.0' in metrics
+    span = exported.get_finished_spans()[0]
+    assert span.attributes is not None
+    assert (span.name, span.attributes["http.route"]) == ("POST /mcp", "/runtimes/{arn}/invocations")
+    assert span.attributes["mcp.method.name"] == "tools/call"
+
+
+def test_awss_clients_have_the_protocols_errors_in_awss_form(notes: list[Any]) -> None:
+    with TestClient(ProtocolApp(plugins=[DataPlanePlugin(lambda: Library(notes))])) as client:
+        answer = invoke(client, "raise")
+        assert (answer.status_code, answer.headers["x-amzn-errortype"]) == (424, "RuntimeClientError")
+        assert answer.json() == {"message": "Received error (500) from runtime: no such thing"}
+        wrong = invoke(client, json.dumps({"jsonrpc": "2.0", "method": "message/send"}))
+        assert (wrong.status_code, wrong.headers["x-amzn-errortype"]) == (400, "ValidationException")
+
+
+def test_awss_clients_reach_plain_http_where_that_is_served_too(notes: list[Any]) -> None:
+    app = BedrockAgentCoreApp(plugins=[DataPlanePlugin(lambda: Library(notes))])
+    app.entrypoint(lambda payload: "plain")
+    with TestClient(app) as client:
+        assert invoke(client, "{}").json() == "plain"
+
+
+def test_awss_clients_find_nothing_where_no_protocol_is_for_them(app: ProtocolApp) -> None:
+    with TestClient(app) as client:
+        answer = invoke(client, "{}")
+        assert (answer.status_code, answer.headers["x-amzn-errortype"]) == (404, "ResourceNotFoundException")

@@ -65,6 +65,46 @@ app.kubernetes.io/component: server
 {{- mergeOverwrite (dict) .Values.podLabels .Values.commonLabels $own | toYaml }}
 {{- end }}
 
+{{/* What depends on the protocol. Where AgentCore Runtime expects it, */}}
+{{- define "agentcore.port" -}}
+{{- get (dict "a2a" "9000" "mcp" "8000") .Values.agent.protocol | default "8080" }}
+{{- end }}
+
+{{- define "agentcore.servicePort" -}}
+{{- int64 .Values.service.port | default (include "agentcore.port" .) }}
+{{- end }}
+
+{{/* which header names the session, */}}
+{{- define "agentcore.sessionHeader" -}}
+{{- $own := ternary "Mcp-Session-Id" "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id" (eq .Values.agent.protocol "mcp") }}
+{{- .Values.sessionAffinity.header | default $own }}
+{{- end }}
+
+{{/* which paths lead in: a list of dicts. A2A's own is the root, and alone: what is below it stays inside. */}}
+{{- define "agentcore.publicPaths" -}}
+{{- $own := get (dict "a2a" (list "/" "/.well-known/agent-card.json" "/ping") "mcp" (list "/mcp" "/ping")) .Values.agent.protocol }}
+{{- $paths := list }}
+{{- range .Values.publicPaths | default $own | default (list "/invocations" "/ws" "/ping") }}
+{{- $paths = append $paths (dict "path" . "exact" (and (eq . "/") (empty $.Values.publicPaths))) }}
+{{- end }}
+{{- toYaml $paths }}
+{{- end }}
+
+{{/* and what a call is. */}}
+{{- define "agentcore.callPath" -}}
+{{- get (dict "a2a" "/" "mcp" "/mcp") .Values.agent.protocol | default "/invocations" }}
+{{- end }}
+
+{{- define "agentcore.callPayload" -}}
+{{- $message := dict "kind" "message" "messageId" "helm-test" "role" "user" "parts" (list (dict "kind" "text" "text" "hello")) }}
+{{- $client := dict "protocolVersion" "2025-06-18" "capabilities" (dict) "clientInfo" (dict "name" "helm-test" "version" "1") }}
+{{- $own := dict
+  "a2a" (dict "jsonrpc" "2.0" "id" 1 "method" "message/send" "params" (dict "message" $message))
+  "mcp" (dict "jsonrpc" "2.0" "id" 1 "method" "initialize" "params" $client)
+  "ag-ui" (dict "threadId" "helm-test" "runId" "helm-test" "state" (dict) "tools" (list) "context" (list) "forwardedProps" (dict) "messages" (list (dict "id" "1" "role" "user" "content" "hello"))) }}
+{{- get $own .Values.agent.protocol | default .Values.helmTest.payload | toJson }}
+{{- end }}
+
 {{/* A number as people write it: large ones come from values as floats. */}}
 {{- define "agentcore.number" -}}
 {{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
@@ -94,7 +134,9 @@ app.kubernetes.io/component: server
 {{- end }}
 - python
 - -c
-- from os import environ; from app import app; app.run(port=8080, host="0.0.0.0", workers=int(environ["WEB_CONCURRENCY"]))
+- from os import environ; from app import app; app.run(port={{ include "agentcore.port" . }}, host="0.0.0.0", workers=int(environ["WEB_CONCURRENCY"]))
+{{- else if and (ne (include "agentcore.port" .) "8080") (not .Values.args) }}
+{{- toYaml (list "litestar" "run" "--host" "0.0.0.0" "--port" (include "agentcore.port" .)) }}
 {{- end }}
 {{- end }}
 
@@ -106,6 +148,9 @@ app.kubernetes.io/component: server
 {{- end }}
 {{- with .Values.agent.name }}
 {{- $env = append $env (dict "name" "AGENT_NAME" "value" .) }}
+{{- end }}
+{{- with .Values.agent.protocol }}
+{{- $env = append $env (dict "name" "AGENTCORE_PROTOCOL" "value" .) }}
 {{- end }}
 {{- with .Values.agent.workers }}
 {{- $env = append $env (dict "name" "WEB_CONCURRENCY" "value" (include "agentcore.number" .)) }}
@@ -248,9 +293,9 @@ rules:
   {{- range default (list "") .root.Values.ingress.hosts }}
   - http:
       paths:
-        {{- range $.root.Values.publicPaths }}
-        - path: {{ . }}
-          pathType: {{ $.root.Values.ingress.pathType }}
+        {{- range include "agentcore.publicPaths" $.root | fromYamlArray }}
+        - path: {{ .path }}
+          pathType: {{ ternary "Exact" $.root.Values.ingress.pathType .exact }}
           backend:
             service:
               name: {{ $.service }}

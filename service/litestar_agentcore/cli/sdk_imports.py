@@ -22,10 +22,12 @@ PACKAGE = "bedrock_agentcore"
 DISTRIBUTION = "bedrock-agentcore"
 
 _ALL = ("BedrockAgentCoreApp", "BedrockAgentCoreContext", "PingStatus", "RequestContext")
+_A2A = ("BedrockCallContextBuilder", "build_a2a_app", "build_runtime_url", "serve_a2a")
 _AG_UI = ("AGUIApp", "build_ag_ui_app", "serve_ag_ui")
 SERVING = {
     PACKAGE: _ALL,
-    f"{PACKAGE}.runtime": (*_ALL, *_AG_UI),
+    f"{PACKAGE}.runtime": (*_ALL, *_A2A, *_AG_UI),
+    f"{PACKAGE}.runtime.a2a": _A2A,
     f"{PACKAGE}.runtime.ag_ui": _AG_UI,
     f"{PACKAGE}.runtime.app": _ALL,
     f"{PACKAGE}.runtime.context": ("BedrockAgentCoreContext", "RequestContext"),

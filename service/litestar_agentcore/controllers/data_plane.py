@@ -8,13 +8,15 @@ from litestar.exceptions import HTTPException
 from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.controllers.invocations import DATA_PLANE_ROUTE_NAME, InvocationResponse
 from litestar_agentcore.data_plane import (
+    CARD,
     INVOKE,
     PARAMETER,
     STOP,
     WEBSOCKET,
+    DataPlane,
     DataPlaneConnection,
-    DataPlaneExchange,
     StopOperation,
+    admit_card_request,
     error_response,
     exception_handler,
     not_served,
@@ -31,8 +33,51 @@ from litestar_agentcore.protocol.models import Refusal
 from litestar_agentcore.runtime.agent import Agent
 
 
+class _Operations:
+    """Answers whatever is asked for below the prefix.
+
+    Args:
+        agent: The agent.
+        data_plane: What is served, by the time when it is asked for.
+        authentication: Who may call; ``None`` for everybody.
+    """
+
+    def __init__(self, agent: Agent, data_plane: DataPlane, authentication: Authentication | None) -> None:
+        self._agent = agent
+        self._data_plane = data_plane
+        self._authentication = authentication
+        self._stop = StopOperation(agent, authentication)
+
+    async def answer(self, request: Request[Any, Any, Any]) -> Any:
+        asked = target(request.scope)
+        operation, exchange = asked.operation, self._data_plane.serving(asked.operation)
+        if operation != STOP and exchange is None:
+            return self._refused(request, not_served(asked))
+        method = "GET" if operation == CARD else "POST"
+        if request.method == "OPTIONS":
+            return Response(None, status_code=204, headers={"allow": f"OPTIONS, {method}"})
+        if request.method != method:
+            allow = [(b"allow", method.encode())]
+            refusal = Refusal(405, f"The method is {method}, and not {request.method}", headers=allow)
+            return self._refused(request, refusal)
+        if exchange is None:
+            return await self._stop(request)
+        response = InvocationResponse(exchange)
+        if operation == CARD:
+            try:
+                headers = await admit_card_request(request.scope, self._agent, self._authentication)
+            except Refusal as refusal:
+                return self._refused(request, refusal)
+            response.headers.update((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+        return response
+
+    def _refused(self, request: Request[Any, Any, Any], refusal: Refusal) -> Response[bytes]:
+        values = self._agent.headers.read(request.scope["headers"]).values
+        return error_response(error_of(refusal), values, refusal.headers)
+
+
 def data_plane_controller(
-    agent: Agent, debug: bool, authentication: Authentication | None, prefix: str
+    agent: Agent, data_plane: DataPlane, authentication: Authentication | None, prefix: str
 ) -> type[Controller]:
     """Make the controller that answers AWS's clients.
 
@@ -41,33 +86,16 @@ def data_plane_controller(
 
     Args:
         agent: The agent.
-        debug: Whether payloads may ask for debug actions.
+        data_plane: What is served, by the time when it is asked for.
         authentication: Who may call; ``None`` for everybody.
         prefix: The path that all of it is below.
 
     Returns:
         A Litestar controller.
     """
-    template = f"{prefix.rstrip('/')}/{{arn}}"
-    exchange = DataPlaneExchange(agent, debug, authentication, f"{template}/{INVOKE}")
     on_exception: Any = exception_handler(agent)
-    stop_session = StopOperation(agent, authentication)
     security = None if authentication is None else security_requirements(authentication.takes_api_keys)
-
-    async def answer(request: Request[Any, Any, Any]) -> Any:
-        asked = target(request.scope)
-        if asked.operation not in (INVOKE, STOP):
-            return _refused(request, not_served(asked))
-        if request.method == "OPTIONS":
-            return Response(None, status_code=204, headers={"allow": "OPTIONS, POST"})
-        if request.method != "POST":
-            refusal = Refusal(405, f"The method is POST, and not {request.method}", headers=[(b"allow", b"POST")])
-            return _refused(request, refusal)
-        return InvocationResponse(exchange) if asked.operation == INVOKE else await stop_session(request)
-
-    def _refused(request: Request[Any, Any, Any], refusal: Refusal) -> Response[bytes]:
-        values = agent.headers.read(request.scope["headers"]).values
-        return error_response(error_of(refusal), values, refusal.headers)
+    operations = _Operations(agent, data_plane, authentication)
 
     class DataPlaneController(Controller):
         path = prefix
@@ -78,11 +106,11 @@ def data_plane_controller(
         @route(f"/{{{PARAMETER}:path}}", http_method=list(HttpMethod), status_code=200, include_in_schema=False)
         async def answer(self, request: Request[Any, Any, Any]) -> Any:
             """Answer whatever is asked for."""
-            return await answer(request)
+            return await operations.answer(request)
 
         @websocket(f"/{{{PARAMETER}:path}}")
         async def converse(self, socket: WebSocket[Any, Any, Any]) -> None:
-            await DataPlaneConnection(agent, socket, authentication, f"{template}/{WEBSOCKET}").serve()
+            await DataPlaneConnection(agent, socket, authentication, f"{data_plane.template}/{WEBSOCKET}").serve()
 
         @post(
             f"/{{arn:str}}/{INVOKE}",
@@ -95,7 +123,7 @@ def data_plane_controller(
         )
         async def invoke(self, request: Request[Any, Any, Any]) -> Any:
             """Invoke the agent."""
-            return await answer(request)
+            return await operations.answer(request)
 
         @post(
             f"/{{arn:str}}/{STOP}",
@@ -107,6 +135,6 @@ def data_plane_controller(
         )
         async def stop(self, request: Request[Any, Any, Any]) -> Any:
             """Stop a session."""
-            return await answer(request)
+            return await operations.answer(request)
 
     return DataPlaneController

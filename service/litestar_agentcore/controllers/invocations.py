@@ -13,7 +13,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
 from litestar_agentcore.authentication import Authentication
-from litestar_agentcore.exchange import InvocationExchange
+from litestar_agentcore.exchange import Exchange, InvocationExchange
 from litestar_agentcore.openapi import (
     INVOCATION_ERRORS,
     invocation_operation,
@@ -35,7 +35,7 @@ class InvocationResponse(Response[None]):
         exchange: What serves the invocation once it is sent.
     """
 
-    def __init__(self, exchange: InvocationExchange) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         super().__init__(None)
         self._exchange = exchange
 
@@ -59,7 +59,7 @@ class _ExchangeMiddleware:
         exchange: What serves the invocation.
     """
 
-    def __init__(self, app: ASGIApp, exchange: InvocationExchange) -> None:
+    def __init__(self, app: ASGIApp, exchange: Exchange) -> None:
         self._handle = app
         self._exchange = exchange
         self._next: ASGIApp | None = None
@@ -173,7 +173,7 @@ _PLAIN_HOST = re.compile(rb"[0-9A-Za-z.:\[\]-]{1,255}")
 _HOSTS_REMEMBERED = 100
 
 
-def exchange_middleware(exchange: InvocationExchange) -> Callable[[ASGIApp], ASGIApp]:
+def exchange_middleware(exchange: Exchange) -> Callable[[ASGIApp], ASGIApp]:
     """Make the innermost middleware of a route that an exchange serves.
 
     Args:

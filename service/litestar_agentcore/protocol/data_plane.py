@@ -1,8 +1,8 @@
 """AWS's data plane for agent runtimes, in words: the ids of its paths, the limits of its headers, what signs a call.
 
-The service model ``bedrock-agentcore`` of 2024-02-28, operations InvokeAgentRuntime and StopRuntimeSession, as botocore
-1.44 has it. WebSockets are not in the model: see "Get started with bidirectional streaming using WebSocket" in the
-AgentCore Runtime developer guide.
+The service model ``bedrock-agentcore`` of 2024-02-28, operations InvokeAgentRuntime, GetAgentCard and
+StopRuntimeSession, as botocore 1.44 has it. WebSockets are not in the model: see "Get started with bidirectional
+streaming using WebSocket" in the AgentCore Runtime developer guide.
 """
 
 import re
@@ -24,8 +24,10 @@ LOCAL_ARN = "arn:aws:bedrock-agentcore:local:000000000000:runtime/local"
 
 CLIENT_TOKEN_PATTERN = r"^[a-zA-Z0-9](-*[a-zA-Z0-9])*\Z"  # noqa: S105 - the form of an idempotency token  # nosec B105
 
-Operation = Literal["invocations", "stopruntimesession", "ws"]
-"""The last segment of the path of an operation that is served."""
+Operation = Literal["invocations", "stopruntimesession", "ws", "invocations/.well-known/agent-card.json"]
+"""The end of the path of an operation that is served."""
+
+GET_AGENT_CARD: Operation = "invocations/.well-known/agent-card.json"
 
 _AGENT_ID = re.compile(r"[a-zA-Z0-9_-]{1,256}")
 _ACCOUNT_ID = re.compile(r"[0-9]{12}")
@@ -64,19 +66,22 @@ class Target(msgspec.Struct, frozen=True):
     runtime: str
     """An ARN, or the id of an agent; percent-decoded."""
     operation: str
-    """The last segment of the path."""
+    """The end of the path."""
 
 
 def target_of(path: str) -> Target:
     """Take a path apart.
 
-    Clients percent-encode the slash in an ARN, servers decode it, and some proxies do so before: the operation is what
-    follows the last slash, however the others came.
+    Clients percent-encode the slash in an ARN, servers decode it, and some proxies do so before: the operation is at
+    the end, however what comes before it came.
 
     Args:
         path: What follows ``/runtimes/``, percent-decoded.
     """
-    runtime, _, operation = path.strip("/").rpartition("/")
+    path = path.strip("/")
+    if path.endswith(f"/{GET_AGENT_CARD}"):
+        return Target(path.removesuffix(f"/{GET_AGENT_CARD}"), GET_AGENT_CARD)
+    runtime, _, operation = path.rpartition("/")
     return Target(runtime, operation)
 
 

@@ -104,17 +104,20 @@ class TaskRegistry:
     def __len__(self) -> int:
         return len(self._active)
 
-    def add(self, name: str, metadata: Mapping[str, Any] | None = None) -> int:
+    def add(
+        self, name: str, metadata: Mapping[str, Any] | None = None, runner: "asyncio.Task[Any] | None" = None
+    ) -> int:
         """Count a task as active.
 
         Args:
             name: Its name in metrics, spans and the log.
             metadata: Anything else, for the log.
+            runner: The asyncio task that it is, which is cancelled at a shutdown or with its session.
 
         Returns:
             The id to complete it with.
         """
-        return self._add(name, metadata, None).task_id
+        return self._add(name, metadata, runner).task_id
 
     def _add(self, name: str, metadata: Mapping[str, Any] | None, runner: "asyncio.Task[Any] | None") -> ActiveTask:
         task_id = next(self._ids)
