@@ -544,6 +544,7 @@ class A2APlugin(ProtocolPlugin):
             cards = _CardExchange(agent, application, path)
             route = exchange_route(f"{self._path.rstrip('/')}{path}", ["GET", "HEAD"], cards, f"agentcore-a2a-{path}")
             app_config.route_handlers.append(route)
+        agent.protocol_paths["a2a"] = (self._path,)
         service.data_plane.serve(exchange)
         service.data_plane.agent_card = _CardExchange(agent, application, CARD)
 

@@ -2,19 +2,18 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 from litestar.config.app import AppConfig
-from litestar.types import Receive, Scope, Send
+from litestar.types import Receive, Scope
 
-from litestar_agentcore.answer import RawHeader
-from litestar_agentcore.mounted import Call, MountedApplication, MountedExchange
+from litestar_agentcore.mounted import Call, MountedApplication, MountedExchange, header_of
 from litestar_agentcore.plugin import AgentCorePlugin
-from litestar_agentcore.protocol.headers import SESSION_ID, is_identifier
 from litestar_agentcore.protocol.models import Refusal
 from litestar_agentcore.protocols import ProtocolApp, ProtocolPlugin, exchange_route
 from litestar_agentcore.runtime.agent import Agent
@@ -41,7 +40,6 @@ _NAMED = {"tools/call": "gen_ai.tool.name", "prompts/get": "gen_ai.prompt.name"}
 _LONGEST_NAME = 256
 """Of what a client names and a span shows, in characters."""
 
-_SESSION_ID = SESSION_ID.lower().encode()
 _MCP_SESSION_ID = b"mcp-session-id"
 _MCP_PROTOCOL_VERSION = b"mcp-protocol-version"
 _CONTEXT = "litestar_agentcore.context"
@@ -96,16 +94,19 @@ class MCPPlugin(ProtocolPlugin):
             agent.telemetry.agent_name = self.name
         application = MountedApplication(f"the MCP server {self.name}", self._application_of(agent))
         service.mounted.append(application)
-        exchange = MCPExchange(
+        exchange = MountedExchange(
             agent,
             service.authentication,
             application,
             protocol="mcp",
             route=self._path,
             describe=describe,
-            stateless=self._stateless,
             is_last=is_response,
+            check_call=partial(check_call, stateless=self._stateless),
+            session_header=_MCP_SESSION_ID,
         )
+        service.data_plane.serve(exchange)
+        agent.protocol_paths["mcp"] = (self._path,)
         app_config.route_handlers.append(
             exchange_route(self._path, ["GET", "POST", "DELETE"], exchange, "agentcore-mcp")
         )
@@ -123,43 +124,6 @@ class MCPPlugin(ProtocolPlugin):
             return _Application(manager)
 
         return make
-
-
-class MCPExchange(MountedExchange):
-    """Answers an MCP server's requests.
-
-    Args:
-        stateless: Whether each request stands alone.
-        *args, **kwargs: As in :class:`MountedExchange`.
-    """
-
-    def __init__(self, *args: Any, stateless: bool, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._stateless = stateless
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, headers: Sequence[RawHeader] = ()) -> None:
-        """Serve one request.
-
-        Args:
-            scope: The ASGI scope.
-            receive: The ASGI receive function.
-            send: The ASGI send function.
-            headers: Headers for the answer, beside its own.
-        """
-        session = _header(scope, _MCP_SESSION_ID)
-        if session and _header(scope, _SESSION_ID) is None and is_identifier(session):
-            scope["headers"] = [*scope["headers"], (_SESSION_ID, session.encode("latin-1"))]
-        await super().__call__(scope, receive, send, headers)
-
-    def _check_call(self, scope: Scope, body: bytes) -> None:
-        super()._check_call(scope, body)
-        if not _comes_from_here(scope):
-            raise Refusal(
-                403, "Forbidden", "A page of another origin may not call an MCP server on this machine (DNS rebinding)"
-            )
-        # The platform gives the first request a session id of its own, which a stateful server cannot know.
-        if not self._stateless and _message_of(body).method == "initialize":
-            scope["headers"] = [header for header in scope["headers"] if header[0].lower() != _MCP_SESSION_ID]
 
 
 class MCPApp(ProtocolApp):
@@ -314,7 +278,7 @@ def describe(scope: Scope, body: bytes) -> Call:
     """
     attributes: dict[str, Any] = {}
     for header, attribute in ((_MCP_SESSION_ID, "mcp.session.id"), (_MCP_PROTOCOL_VERSION, "mcp.protocol.version")):
-        if value := _header(scope, header):
+        if value := header_of(scope, header):
             attributes[attribute] = value[:_LONGEST_NAME]
     if scope["method"] != "POST":  # type: ignore[typeddict-item]
         return Call(scope["method"], attributes)  # type: ignore[typeddict-item]
@@ -333,11 +297,24 @@ def describe(scope: Scope, body: bytes) -> Call:
     return Call(message.method, attributes)
 
 
-def _header(scope: Scope, name: bytes) -> str | None:
-    for header, value in scope["headers"]:
-        if header.lower() == name:
-            return value.decode("latin-1")
-    return None
+def check_call(scope: Scope, body: bytes, *, stateless: bool) -> None:
+    """Raise the refusal of a request that the library should not see.
+
+    Args:
+        scope: The ASGI scope of the request; its headers may be replaced.
+        body: Its body.
+        stateless: Whether each request stands alone.
+
+    Raises:
+        Refusal: It comes from a page of another origin (status 403).
+    """
+    if not _comes_from_here(scope):
+        raise Refusal(
+            403, "Forbidden", "A page of another origin may not call an MCP server on this machine (DNS rebinding)"
+        )
+    # The platform gives the first request a session id of its own, which a stateful server cannot know.
+    if not stateless and _message_of(body).method == "initialize":
+        scope["headers"] = [header for header in scope["headers"] if header[0].lower() != _MCP_SESSION_ID]
 
 
 def _comes_from_here(scope: Scope) -> bool:
@@ -346,7 +323,7 @@ def _comes_from_here(scope: Scope) -> bool:
     Only browsers send one, and a page on the web that has its own name resolve to a loopback address sends its name.
     """
     server = scope.get("server")
-    origin = _header(scope, b"origin")
+    origin = header_of(scope, b"origin")
     if origin is None or server is None or server[0] not in _LOOPBACK:
         return True
     try:

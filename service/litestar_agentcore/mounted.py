@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextvars import Context, ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -11,11 +11,11 @@ from agentcore_telemetry.metrics import Protocol
 from agentcore_telemetry.recording import ProtocolRecord
 from litestar.types import Message, Receive, Scope, Send
 
-from litestar_agentcore.answer import Answer
+from litestar_agentcore.answer import Answer, RawHeader
 from litestar_agentcore.authentication import Authentication
 from litestar_agentcore.errors import BrokenResponseError
 from litestar_agentcore.exchange import InvocationExchange
-from litestar_agentcore.protocol.headers import RequestHeaders
+from litestar_agentcore.protocol.headers import SESSION_ID, RequestHeaders, is_identifier
 from litestar_agentcore.protocol.json_rpc import error_code
 from litestar_agentcore.protocol.models import Refusal
 from litestar_agentcore.protocol.recognition import TITLES, recognize
@@ -32,6 +32,7 @@ Application = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Any]], 
 
 _EVENT_STREAM = b"text/event-stream"
 _COMMENT = b":"
+_SESSION_ID = SESSION_ID.lower().encode()
 _WITHOUT_BODY = frozenset({202, 204})
 """Statuses after which a client need not wait for anything."""
 
@@ -47,6 +48,9 @@ class Call(NamedTuple):
 
 IsLast = Callable[[bytes], bool]
 """Tells whether what is sent of a stream holds the last event that a client waits for: it may leave after that."""
+
+CheckCall = Callable[[Scope, bytes], None]
+"""Raises the :class:`Refusal` of a request, by its scope, whose headers it may replace, and its body."""
 
 Describe = Callable[[Scope, bytes], Call]
 """Tells what a request calls, of its scope and its body; raises nothing, whatever the body is."""
@@ -234,6 +238,8 @@ class MountedExchange(InvocationExchange):
         path: The path that the application has for it; by default the route.
         span_path: By what path its spans are named, whichever way a request came; by default the route.
         is_last: Tells the last event that a client waits for, where the protocol has such.
+        check_call: Raises the refusal of a request that the application should not see.
+        session_header: The protocol's own header for a session, in lower case; it counts where AgentCore's is absent.
     """
 
     answer_type = MountedAnswer
@@ -250,6 +256,8 @@ class MountedExchange(InvocationExchange):
         path: str | None = None,
         span_path: str | None = None,
         is_last: IsLast | None = None,
+        check_call: CheckCall | None = None,
+        session_header: bytes | None = None,
     ) -> None:
         super().__init__(agent, debug=False, authentication=authentication)
         self.options: dict[str, Any] = {
@@ -260,6 +268,9 @@ class MountedExchange(InvocationExchange):
             "describe": describe,
             "path": path or route,
             "span_path": span_path or route,
+            "is_last": is_last,
+            "check_call": check_call,
+            "session_header": session_header,
         }
         """What another exchange of the same application is made with, beside its route."""
         self._application = application
@@ -267,9 +278,24 @@ class MountedExchange(InvocationExchange):
         self._describe = describe
         self._path = path or route
         self._is_last = is_last
+        self._check_call = check_call
+        self._session_header = session_header
         self._begin_record = partial(
             agent.telemetry.protocol_request, route=route, protocol=protocol, path=span_path or route
         )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, headers: Sequence[RawHeader] = ()) -> None:
+        """Serve one request.
+
+        Args:
+            scope: The ASGI scope.
+            receive: The ASGI receive function.
+            send: The ASGI send function.
+            headers: Headers for the answer, beside its own.
+        """
+        if self._session_header is not None:
+            add_session(scope, self._session_header)
+        await super().__call__(scope, receive, send, headers)
 
     async def _invoke(
         self, request: RequestHeaders, scope: Scope, receive: Receive, answer: Answer, clients: Any
@@ -321,20 +347,10 @@ class MountedExchange(InvocationExchange):
         assert isinstance(record, ProtocolRecord)  # noqa: S101 - for the type checker  # nosec B101
         record.call = call.name
         record.describe(call.attributes)
-        self._check_call(scope, body)
-
-    def _check_call(self, scope: Scope, body: bytes) -> None:
-        """Raise the refusal of a request that the application should not see.
-
-        Args:
-            scope: The ASGI scope of the request; its headers may be replaced.
-            body: Its body.
-
-        Raises:
-            Refusal: It is one of another protocol (status 400).
-        """
         if body and (found := recognize(body)) not in (None, self._protocol):
             raise Refusal(400, "Wrong protocol", wrong_protocol(found, self._protocol))
+        if self._check_call is not None:
+            self._check_call(scope, body)
 
     async def _expire(self, answer: Answer) -> None:
         await super()._expire(answer)
@@ -342,6 +358,31 @@ class MountedExchange(InvocationExchange):
             if not isinstance(answer, MountedAnswer) or not answer.waits_for_server:
                 raise BrokenResponseError("the answer was cut off: the service, or its session, ends")
             await answer.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def header_of(scope: Scope, name: bytes) -> str | None:
+    """The value of a header.
+
+    Args:
+        scope: The ASGI scope of a request.
+        name: The header's name, in lower case.
+    """
+    for header, value in scope["headers"]:
+        if header.lower() == name:
+            return value.decode("latin-1")
+    return None
+
+
+def add_session(scope: Scope, own: bytes) -> None:
+    """Have a protocol's own session be the session of a request that has no other.
+
+    Args:
+        scope: The ASGI scope of the request.
+        own: The protocol's header, in lower case.
+    """
+    session = header_of(scope, own)
+    if session is not None and is_identifier(session) and header_of(scope, _SESSION_ID) is None:
+        scope["headers"] = [*scope["headers"], (_SESSION_ID, session.encode("latin-1"))]
 
 
 def wrong_protocol(found: str | None, served: str) -> str:

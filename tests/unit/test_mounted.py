@@ -11,7 +11,7 @@ from litestar import Litestar
 from litestar.config.app import AppConfig
 from litestar.testing import TestClient
 from litestar_agentcore import AgentCorePlugin, BedrockAgentCoreApp, BedrockAgentCoreContext, Settings, SettingsError
-from litestar_agentcore.mounted import Call, MountedApplication, MountedExchange
+from litestar_agentcore.mounted import Call, MountedApplication, MountedExchange, add_session
 from litestar_agentcore.protocol.recognition import recognize
 from litestar_agentcore.protocols import ProtocolApp, ProtocolPlugin, exchange_route
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -261,6 +261,58 @@ def test_a_protocol_that_an_application_does_not_have_ends_its_start() -> None:
     error = error_at_start(Litestar(plugins=[plugin]))
     assert isinstance(error, SettingsError)
     assert str(error) == "AGENTCORE_PROTOCOL='a2a' makes no sense here: the application has http"
+
+
+def headers_with(own: str | None, platforms: str | None) -> list[tuple[bytes, bytes]]:
+    scope: Any = {"headers": []}
+    if own is not None:
+        scope["headers"].append((b"Mcp-Session-Id", own.encode("latin-1")))
+    if platforms is not None:
+        scope["headers"].append((SESSION_ID.encode(), platforms.encode()))
+    add_session(scope, b"mcp-session-id")
+    return [value for name, value in scope["headers"] if name.lower() == SESSION_ID.lower().encode()]
+
+
+@pytest.mark.parametrize(
+    ("own", "platforms", "session"),
+    [
+        ("own", None, [b"own"]),
+        ("own", "platform", [b"platform"]),
+        (None, "platform", [b"platform"]),
+        (None, None, []),
+        ("", None, []),
+        ("two words", None, []),
+        ("x" * 257, None, []),
+        ("\xe4", None, []),
+    ],
+)
+def test_a_protocols_own_session_counts_where_there_is_no_other(
+    own: str | None, platforms: str | None, session: list[bytes]
+) -> None:
+    assert headers_with(own, platforms) == session
+
+
+def test_awss_clients_reach_the_protocol_that_is_served(notes: list[Any]) -> None:
+    class Plugin(LibraryPlugin):
+        def mount(self, app_config: AppConfig, service: AgentCorePlugin) -> None:
+            super().mount(app_config, service)
+            exchange = MountedExchange(
+                service.agent,
+                service.authentication,
+                service.mounted[0],
+                protocol="mcp",
+                route="/mcp",
+                describe=lambda scope, body: Call("tools/call"),
+                path="/inside",
+                session_header=b"mcp-session-id",
+            )
+            service.data_plane.serve(exchange)
+
+    session = "s" * 33
+    headers = {SESSION_ID: session, "Mcp-Session-Id": "another", "Content-Type": "application/json"}
+    with TestClient(ProtocolApp(plugins=[Plugin(lambda: Library(notes))])) as client:
+        answer = client.post("/runtimes/local/invocations?accountId=123456789012", content="{}", headers=headers)
+        assert (answer.status_code, answer.json()["session"], answer.json()["path"]) == (200, session, "/inside")
 
 
 def test_a_request_of_another_protocol_is_told_so_by_name(app: ProtocolApp) -> None:
