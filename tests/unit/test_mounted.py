@@ -263,7 +263,7 @@ def test_a_protocol_that_an_application_does_not_have_ends_its_start() -> None:
     assert str(error) == "AGENTCORE_PROTOCOL='a2a' makes no sense here: the application has http"
 
 
-def headers_with(own: str | None, platforms: str | None) -> list[tuple[bytes, bytes]]:
+def headers_with(own: str | None, platforms: str | None) -> list[bytes]:
     scope: Any = {"headers": []}
     if own is not None:
         scope["headers"].append((b"Mcp-Session-Id", own.encode("latin-1")))
