@@ -126,7 +126,7 @@ class MCPPlugin(ProtocolPlugin):
         return make
 
 
-class MCPApp(ProtocolApp):
+class _MCPApp(ProtocolApp):
     """An MCP server as an application of its own; see :func:`mcp_app`."""
 
     default_port = PORT
@@ -139,7 +139,7 @@ def mcp_app(
     json_response: bool | None = None,
     ping_handler: Callable[[], Any] | None = None,
     **litestar_options: Any,
-) -> MCPApp:
+) -> ProtocolApp:
     """Make the application that serves an MCP server at ``/mcp``, with ``/ping``, ``/ready`` and ``/metrics``.
 
     Args:
@@ -153,7 +153,7 @@ def mcp_app(
         ImportError, TypeError, ValueError: As :class:`MCPPlugin`.
     """
     plugin = MCPPlugin(server, stateless=stateless, json_response=json_response)
-    app = MCPApp(plugins=[plugin, *litestar_options.pop("plugins", ())], **litestar_options)
+    app = _MCPApp(plugins=[plugin, *litestar_options.pop("plugins", ())], **litestar_options)
     if ping_handler is not None:
         app.ping(ping_handler)
     return app
