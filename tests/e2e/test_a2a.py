@@ -428,7 +428,7 @@ def test_what_still_runs_when_the_grace_is_over_is_cancelled(release: str) -> No
     with served(release, AGENTCORE_SHUTDOWN_GRACE_SECONDS="0.5") as agent, ThreadPoolExecutor(1) as pool:
         task = agent.send("sleep 600", wait=False)
         waiting = pool.submit(agent.call, "message/send", message("sleep 601"))
-        eventually(lambda: "1.0" in in_progress(agent), PATIENCE)
+        eventually(lambda: agent.stderr_has("works: sleep 600") and agent.stderr_has("works: sleep 601"), PATIENCE)
         began = time.monotonic()
         agent.process.process.terminate()
         assert waiting.result(PATIENCE).status_code == 503
