@@ -12,6 +12,7 @@ from tests.benchmarks.environments import HERE, ROOT
 
 AGENT = HERE / "agents" / "agent.py"
 A2A_AGENT = HERE / "agents" / "a2a_agent.py"
+MCP_AGENT = HERE / "agents" / "mcp_agent.py"
 OURS_IMPORT = "from litestar_agentcore import BedrockAgentCoreApp"
 SDK_IMPORT = "from bedrock_agentcore.runtime import BedrockAgentCoreApp"
 
@@ -27,8 +28,8 @@ INVOCATIONS = (
 )
 """Loads of plain HTTP."""
 
-AG_UI, A2A = "stream-ag-ui", "unary-a2a"
-LOADS = (*INVOCATIONS, AG_UI, A2A)
+AG_UI, A2A, MCP = "stream-ag-ui", "unary-a2a", "unary-mcp"
+LOADS = (*INVOCATIONS, AG_UI, A2A, MCP)
 AG_UI_LOADS = frozenset({AG_UI})
 
 Write = Callable[[Path], Sequence[str]]
@@ -72,6 +73,8 @@ def ours(root: Path = ROOT, suffix: str = "") -> list[Candidate]:
         # Without the library's own spans, which are many and not ours.
         _a2a(f"a2a-traced{suffix}", f"{title}, telemetry on", "ours", True, checkout | LIBRARY_UNTRACED),
         _a2a(f"a2a{suffix}", f"{title}, telemetry off", "ours", False, silent),
+        _mcp(f"mcp-traced{suffix}", f"{title}, telemetry on", "ours", True, checkout),
+        _mcp(f"mcp{suffix}", f"{title}, telemetry off", "ours", False, silent),
     ]
 
 
@@ -84,6 +87,14 @@ def _a2a(name: str, title: str, runtime: str, traced: bool, environment: dict[st
         return [str(environments.a2a()), str(agent), runtime]
 
     return Candidate(name, title, frozenset({A2A}), prepare, traced, environment)
+
+
+def _mcp(name: str, title: str, runtime: str, traced: bool, environment: dict[str, str]) -> Candidate:
+    def prepare(directory: Path) -> Sequence[str]:
+        agent = shutil.copy(MCP_AGENT, directory)
+        return [str(environments.mcp()), str(agent), runtime]
+
+    return Candidate(name, title, frozenset({MCP}), prepare, traced, environment)
 
 
 def peers() -> list[Candidate]:
@@ -99,6 +110,7 @@ def peers() -> list[Candidate]:
         Candidate("ag-ui-limit", "AG-UI's library on uvicorn", AG_UI_LOADS, _ag_ui("ag_ui_limit")),
         _a2a("a2a-python", "Python SDK", "sdk", False, {}),
         _a2a("a2a-bare", "a2a-sdk alone", "bare", False, {}),
+        _mcp("mcp-bare", "mcp alone", "bare", False, {}),
     ]
 
 

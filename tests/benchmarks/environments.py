@@ -15,6 +15,7 @@ PEER = ROOT / ".venv-peer"
 PEER_TRACED = ROOT / ".venv-peer-traced"
 AG_UI = ROOT / ".venv-ag-ui"
 PEER_A2A = ROOT / ".venv-peer-a2a"
+MCP = ROOT / ".venv-mcp-bench"
 NPM_PEER = ROOT / ".npm-peer"
 
 FOREIGN = ("AGENTCORE_", "AGENT_NAME", "DOCKER_CONTAINER", "KUBERNETES_", "NODE_", "OTEL_", "PYTEST_", "PYTHON")
@@ -69,6 +70,11 @@ def ag_ui() -> Path:
 def a2a() -> Path:
     """The Python of the environment with the a2a-sdk, what this runtime needs, and the official SDK."""
     return _venv(PEER_A2A, ROOT / "tests/e2e/requirements-a2a.txt")
+
+
+def mcp() -> Path:
+    """The Python of the environment with MCP's library, and what this runtime needs."""
+    return _venv(MCP, ROOT / "tests/e2e/requirements-mcp.txt")
 
 
 def npm_peer() -> Path:

@@ -24,6 +24,8 @@ HEADERS = {
 }
 A2A_MESSAGE = {"kind": "message", "messageId": "m", "role": "user", "parts": [{"kind": "text", "text": PROMPT}]}
 A2A_BODY = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "message/send", "params": {"message": A2A_MESSAGE}})
+MCP_CALL = {"name": "echo", "arguments": {"prompt": PROMPT}}
+MCP_BODY = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": MCP_CALL})
 EVENTS = 100
 """In a stream, where it has an end."""
 
@@ -42,6 +44,8 @@ def target(load: str) -> tuple[str, str]:
     """The path and the body of a load's requests."""
     if load == "unary-a2a":
         return "/", A2A_BODY
+    if load == "unary-mcp":
+        return "/mcp", MCP_BODY
     return "/invocations", RUN_BODY if load == "stream-ag-ui" else BODY
 
 
@@ -62,6 +66,12 @@ def check_unary(port: int) -> None:
 def check_a2a(port: int) -> None:
     status, body = _invoke(port, stream=False, load="unary-a2a")
     if status != 200 or json.loads(body).get("result", {}).get("parts") != A2A_MESSAGE["parts"]:
+        raise WrongAnswer(f"{status} {body[:200]!r} is no echo")
+
+
+def check_mcp(port: int) -> None:
+    status, body = _invoke(port, stream=False, load="unary-mcp")
+    if status != 200 or json.loads(body).get("result", {}).get("content", [{}])[0].get("text") != PROMPT:
         raise WrongAnswer(f"{status} {body[:200]!r} is no echo")
 
 

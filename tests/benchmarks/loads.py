@@ -14,6 +14,7 @@ from tests.benchmarks.environments import HERE, ROOT, base_environment
 from tests.benchmarks.invocation import (
     bytes_of_answer,
     check_a2a,
+    check_mcp,
     check_run,
     check_stream,
     check_unary,
@@ -35,6 +36,8 @@ def check(load: str, port: int) -> None:
         check_stream(port)
     elif load == "unary-a2a":
         check_a2a(port)
+    elif load == "unary-mcp":
+        check_mcp(port)
     elif load != "open-streams":
         check_unary(port)
 

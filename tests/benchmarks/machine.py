@@ -20,6 +20,7 @@ OURS = ["litestar", "uvicorn", "uvloop", "httptools", "msgspec", "opentelemetry-
 PYTHON_SDK = ["bedrock-agentcore", "starlette", "uvicorn", "uvloop", "httptools"]
 TRACED = ["opentelemetry-distro", "opentelemetry-instrumentation-starlette", "opentelemetry-sdk"]
 AG_UI = ["ag-ui-protocol", "pydantic", "uvicorn", "bedrock-agentcore"]
+MCP = ["mcp", "starlette", "sse-starlette", "uvicorn"]
 A2A = ["a2a-sdk", "bedrock-agentcore", "starlette", "sse-starlette", "uvicorn"]
 TYPESCRIPT_SDK = ["bedrock-agentcore", "fastify", "@fastify/sse"]
 
@@ -37,6 +38,8 @@ def versions(candidates: Sequence[Candidate]) -> dict[str, str]:
         found["Python SDK"] = _python(environments.python_peer(), PYTHON_SDK)
     if "python-traced" in names:
         found["Python SDK, traced"] = _python(environments.traced_python_peer(), PYTHON_SDK + TRACED)
+    if "mcp-bare" in names:
+        found["MCP, both"] = _python(environments.mcp(), MCP)
     if "a2a-bare" in names:
         found["A2A, all three"] = _python(environments.a2a(), A2A)
     if "typescript" in names:

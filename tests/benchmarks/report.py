@@ -22,7 +22,17 @@ and rewrites what stands between the two marks in this page's source; the rest i
 For each row under its floor: why, and what a profile shows.
 """
 
-PEERS = ("python-traced", "python", "typescript", "limit", "ag-ui-python", "ag-ui-limit", "a2a-python", "a2a-bare")
+PEERS = (
+    "python-traced",
+    "python",
+    "typescript",
+    "limit",
+    "ag-ui-python",
+    "ag-ui-limit",
+    "a2a-python",
+    "a2a-bare",
+    "mcp-bare",
+)
 
 
 def promises(rows: Sequence[Row], results: Results) -> str:
@@ -100,6 +110,7 @@ def details(loads: Sequence[str], concurrency: Sequence[int], candidates: Sequen
         "stream-sync": "Streams of 100 events, plain generator",
         "stream-ag-ui": "AG-UI: runs of 100 events, async generator",
         "unary-a2a": "A2A, a message that is answered with a message",
+        "unary-mcp": "MCP, a call of a tool, stateless",
     }
     others = {
         "sleepers": ("1,000 invocations at once that sleep for 1 s", sleepers),

@@ -118,8 +118,14 @@ def rows(suffix: str = "") -> list[Row]:
     def cold(name: str) -> Key:
         return Key("cold-start", 1, name)
 
+    def ag_ui(name: str) -> Key:
+        return Key("stream-ag-ui", 32, name)
+
     def a2a(name: str) -> Key:
         return Key("unary-a2a", 32, name)
+
+    def mcp(name: str) -> Key:
+        return Key("unary-mcp", 32, name)
 
     traced, isolated, inline = f"isolated-traced{suffix}", f"isolated{suffix}", f"inline{suffix}"
     python_traced, python, typescript, limit = "python-traced", "python", "typescript", "limit"
@@ -160,6 +166,15 @@ def rows(suffix: str = "") -> list[Row]:
             0.6,
             0.8,
             "%",
+        ),
+        Row("MCP: req/s, telemetry off, to mcp alone", "rate", mcp(f"mcp{suffix}"), mcp("mcp-bare"), 0.6, 0.8, "%"),
+        Row(
+            "AG-UI: events/s, telemetry off, to its library alone",
+            "rate",
+            ag_ui(f"ag-ui{suffix}"),
+            ag_ui("ag-ui-limit"),
+            1,
+            2,
         ),
         Row("cold start, to the Python SDK", "seconds", cold(isolated), cold(python), 1, 0.7, at_most=True),
     ]
