@@ -4,9 +4,11 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from agentcore_telemetry.instruments import PROTOCOL_DURATION, PROTOCOL_REQUESTS
 from litestar import Litestar
 from litestar.config.app import AppConfig
 from litestar.testing import TestClient
@@ -190,6 +192,18 @@ def test_a_stream_is_counted_by_its_events(app: ProtocolApp) -> None:
     assert "agentcore_stream_chunks_total 2.0" in metrics
     assert 'agentcore_protocol_requests_total{call="tools/call",outcome="ok",protocol="mcp"} 1.0' in metrics
     assert 'agentcore_protocol_request_duration_seconds_count{protocol="mcp"} 1.0' in metrics
+
+
+def test_the_documentation_tells_of_the_protocols_series() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
+    for metric in (PROTOCOL_REQUESTS, PROTOCOL_DURATION):
+        suffix = "_total" if metric.kind == "counter" else ""
+        assert f"`{metric.name}{suffix}{{{','.join(metric.labels)}}}`" in text
+
+
+def test_plain_http_alone_has_no_series_of_protocols() -> None:
+    with TestClient(BedrockAgentCoreApp()) as client:
+        assert "agentcore_protocol" not in client.get("/metrics").text
 
 
 def test_what_it_raises_is_a_500_and_counted(app: ProtocolApp) -> None:
