@@ -46,6 +46,9 @@ logger = getLogger(__name__)
 _numbers = itertools.count()
 """Tells the agents of this process apart, in the order in which they begin to serve; it is the same in each worker."""
 
+MOUNTED_SECONDS = 2.0
+"""How long a library's application may take to end."""
+
 APP_LOGGER = "litestar_agentcore.app"
 """The name of the logger for the author's own lines."""
 
@@ -228,12 +231,20 @@ class AgentCorePlugin(AgentAuthoring, PayloadSchemaPlugin, InitPlugin, ReceiveRo
                     finally:
                         self.agent.shutting_down = True
                         await shutdown.finish()
-                        for application in self.mounted:
-                            await self.agent.run(application.stop())
+                        await self._stop_mounted()
                         await detach_stuck_tasks()
                         await asyncio.to_thread(self.agent.stop)
         finally:
             self.agent.refuses_work = False  # who calls the application without a lifespan is welcome again
+
+    async def _stop_mounted(self) -> None:
+        """End the lifespans of libraries' applications, unless one takes too long, or a handler holds their loop."""
+        for application in self.mounted:
+            try:
+                async with asyncio.timeout(MOUNTED_SECONDS):
+                    await self.agent.run(application.stop())
+            except TimeoutError:
+                logger.warning("%s does not end, and is not waited for", application.name)
 
     def _joined_workers(self) -> AbstractAsyncContextManager[None]:
         sockets = sockets_of_server()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import litestar_agentcore.plugin as plugin_module
 import pytest
 from agentcore_telemetry.instruments import PROTOCOL_DURATION, PROTOCOL_REQUESTS
 from litestar import Litestar
@@ -18,6 +19,7 @@ from litestar_agentcore.protocol.recognition import recognize
 from litestar_agentcore.protocols import ProtocolApp, ProtocolPlugin, exchange_route
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+PATIENCE = 10.0
 REQUEST_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Request-Id"
 SESSION_ID = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
 
@@ -181,6 +183,35 @@ def test_one_that_does_not_start_ends_the_start() -> None:
 
     error = error_at_start(ProtocolApp(plugins=[LibraryPlugin(lambda: broken)]))
     assert str(error) == "the library failed to start: no database"
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_one_that_does_not_end_is_not_waited_for(
+    blocks: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(plugin_module, "MOUNTED_SECONDS", 0.1)
+    released = threading.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if blocks:
+            released.wait(PATIENCE)  # as a handler does that holds the agent's loop
+        else:
+            await asyncio.Event().wait()
+
+    async def live() -> None:
+        async with ProtocolApp(plugins=[LibraryPlugin(lambda: endless)]).lifespan():
+            pass
+
+    releasing = threading.Timer(1, released.set)
+    releasing.start()
+    try:
+        asyncio.run(asyncio.wait_for(live(), PATIENCE))
+    finally:
+        releasing.join()
+    assert "the library does not end, and is not waited for" in caplog.text
 
 
 def test_a_stream_is_counted_by_its_events(app: ProtocolApp) -> None:
